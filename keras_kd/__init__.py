@@ -1,0 +1,68 @@
+"""Knowledge distillation of Keras models, and the road from the student to a measured .tflite file."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from tflite_tools.version import __version__
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        f"keras_kd needs Keras on TensorFlow, and this process runs it on {keras.backend.backend()!r} "
+        "(KERAS_BACKEND, or 'backend' in keras.json). Set KERAS_BACKEND=tensorflow before Keras is first "
+        "imported. A teacher trained on another backend can be saved as .keras and loaded here."
+    )
+
+from keras_kd import losses, schedules  # noqa: E402  (after the check of the backend)
+
+if TYPE_CHECKING:
+    from keras_kd.compression.bridge import copy_weights_back, to_tf_keras
+    from keras_kd.compression.finetune import CompressedModel, compress
+    from keras_kd.compression.recipe import Clustering, CompressionRecipe, Pruning
+    from keras_kd.distiller import Distiller
+    from keras_kd.pipeline import distill_to_tflite
+    from keras_kd.teachers.ensemble import TeacherEnsemble
+
+# Where each public name lives. TF-MOT and tf_keras are loaded by the names of `compression` only, and
+# only when such a name is first called, so that `tf.keras` stays Keras 3 in everybody else's process.
+_HOMES = {
+    "Distiller": "distiller",
+    "TeacherEnsemble": "teachers.ensemble",
+    "Pruning": "compression.recipe",
+    "Clustering": "compression.recipe",
+    "CompressionRecipe": "compression.recipe",
+    "compress": "compression.finetune",
+    "CompressedModel": "compression.finetune",
+    "to_tf_keras": "compression.bridge",
+    "copy_weights_back": "compression.bridge",
+    "distill_to_tflite": "pipeline",
+}
+
+__all__ = [
+    "Clustering",
+    "CompressedModel",
+    "CompressionRecipe",
+    "Distiller",
+    "Pruning",
+    "TeacherEnsemble",
+    "__version__",
+    "compress",
+    "copy_weights_back",
+    "distill_to_tflite",
+    "losses",
+    "schedules",
+    "to_tf_keras",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

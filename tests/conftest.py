@@ -1,0 +1,22 @@
+"""Fixtures and settings that every test shares."""
+
+import os
+import pathlib
+
+# Before TensorFlow is imported anywhere: no GPU probing, no oneDNN reordering of sums between runs.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import pytest
+
+SHARED_DATA = pathlib.Path(
+    os.environ.get("KERAS_KD_SHARED_DATA", pathlib.Path(__file__).resolve().parents[2] / "shared" / "data")
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """Folder of real data sets and models beside the checkout; absent on most machines."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no shared data at {SHARED_DATA} (set KERAS_KD_SHARED_DATA)")
+    return SHARED_DATA
