@@ -14,10 +14,11 @@ if keras.backend.backend() != "tensorflow":
         "imported. A teacher trained on another backend can be saved as .keras and loaded here."
     )
 
-from keras_kd import losses, schedules  # noqa: E402  (after the check of the backend)
+from keras_kd import losses, schedules
 
 if TYPE_CHECKING:
-    from keras_kd.compression.bridge import copy_weights_back, to_tf_keras
+    from keras_kd.compression.bridge import bridge_report, copy_weights_back, to_tf_keras
+    from keras_kd.compression.bridge_errors import BridgeParityError, UnsupportedLayerError
     from keras_kd.compression.finetune import CompressedModel, compress
     from keras_kd.compression.recipe import Clustering, CompressionRecipe, Pruning
     from keras_kd.distiller import Distiller
@@ -36,17 +37,23 @@ _HOMES = {
     "CompressedModel": "compression.finetune",
     "to_tf_keras": "compression.bridge",
     "copy_weights_back": "compression.bridge",
+    "bridge_report": "compression.bridge",
+    "UnsupportedLayerError": "compression.bridge_errors",
+    "BridgeParityError": "compression.bridge_errors",
     "distill_to_tflite": "pipeline",
 }
 
 __all__ = [
+    "BridgeParityError",
     "Clustering",
     "CompressedModel",
     "CompressionRecipe",
     "Distiller",
     "Pruning",
     "TeacherEnsemble",
+    "UnsupportedLayerError",
     "__version__",
+    "bridge_report",
     "compress",
     "copy_weights_back",
     "distill_to_tflite",

@@ -1,0 +1,107 @@
+"""The table from Keras 3 layers to rules, and how a rule is found.
+
+A layer counts as Keras's own only if its class is exactly Keras's: a subclass may compute anything, so it
+needs a rule from the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from keras_kd.compression import bridge_rules_conv as conv
+from keras_kd.compression import bridge_rules_norm as norm
+from keras_kd.compression import bridge_rules_shape as shape
+from keras_kd.compression.bridge_build import Call, CallRule, LayerRule
+
+_POOL = ("pool_size", "strides", "padding", "data_format")
+_GLOBAL_POOL = ("data_format", "keepdims")
+
+# Keras 3 class name -> rule(layer, name), for layers that become a chain of tf_keras layers.
+LAYER_RULES: dict[str, LayerRule] = {
+    "Activation": shape.activation,
+    "AlphaDropout": shape.dropout,
+    "AveragePooling1D": shape.same(*_POOL),
+    "AveragePooling2D": shape.same(*_POOL),
+    "AveragePooling3D": shape.same(*_POOL),
+    "Conv1D": conv.convolution,
+    "Conv1DTranspose": conv.transposed_convolution,
+    "Conv2D": conv.convolution,
+    "Conv2DTranspose": conv.transposed_convolution,
+    "Conv3D": conv.convolution,
+    "Conv3DTranspose": conv.transposed_convolution,
+    "Cropping1D": shape.same("cropping"),
+    "Cropping2D": shape.same("cropping", "data_format"),
+    "Cropping3D": shape.same("cropping", "data_format"),
+    "Dense": conv.dense,
+    "DepthwiseConv1D": conv.depthwise,
+    "DepthwiseConv2D": conv.depthwise,
+    "Dropout": shape.dropout,
+    "ELU": shape.same("alpha"),
+    "Flatten": shape.same("data_format"),
+    "GaussianDropout": shape.dropout,
+    "GaussianNoise": shape.dropout,
+    "GlobalAveragePooling1D": shape.same(*_GLOBAL_POOL),
+    "GlobalAveragePooling2D": shape.same(*_GLOBAL_POOL),
+    "GlobalAveragePooling3D": shape.same(*_GLOBAL_POOL),
+    "GlobalMaxPooling1D": shape.same(*_GLOBAL_POOL),
+    "GlobalMaxPooling2D": shape.same(*_GLOBAL_POOL),
+    "GlobalMaxPooling3D": shape.same(*_GLOBAL_POOL),
+    "Identity": shape.identity,
+    "LeakyReLU": shape.leaky_relu,
+    "MaxPooling1D": shape.same(*_POOL),
+    "MaxPooling2D": shape.same(*_POOL),
+    "MaxPooling3D": shape.same(*_POOL),
+    "Permute": shape.same("dims"),
+    "ReLU": shape.relu,
+    "RepeatVector": shape.same("n"),
+    "Reshape": shape.reshape,
+    "SeparableConv2D": conv.separable_2d,
+    "Softmax": shape.same("axis"),
+    "SpatialDropout1D": shape.dropout,
+    "SpatialDropout2D": shape.dropout,
+    "SpatialDropout3D": shape.dropout,
+    "ZeroPadding1D": shape.same("padding"),
+    "ZeroPadding2D": shape.same("padding", "data_format"),
+    "ZeroPadding3D": shape.same("padding", "data_format"),
+}
+
+# Keras 3 class name -> rule(call), for layers with several inputs or a graph of their own.
+CALL_RULES: dict[str, CallRule] = {
+    "Add": shape.merge,
+    "Average": shape.merge,
+    "BatchNormalization": norm.batch_normalization,
+    "Concatenate": shape.merge,
+    "Maximum": shape.merge,
+    "Minimum": shape.merge,
+    "Multiply": shape.merge,
+    "Rescaling": norm.rescaling,
+    "Subtract": shape.merge,
+}
+
+
+def rule_finder(custom: Mapping[type, Callable[..., Any]] | None) -> Callable[[Any], CallRule | None]:
+    """A function from a live Keras 3 operation to its rule, or None. The caller's rules come first."""
+    custom = dict(custom or {})
+
+    def find(operation: Any) -> CallRule | None:
+        for cls in type(operation).__mro__:
+            if cls in custom:
+                return _as_call_rule(custom[cls])
+        kind = type(operation).__name__
+        if getattr(keras.layers, kind, None) is type(operation):
+            if kind in LAYER_RULES:
+                return _as_call_rule(LAYER_RULES[kind])
+            return CALL_RULES.get(kind)
+        return None
+
+    return find
+
+
+def _as_call_rule(rule: LayerRule) -> CallRule:
+    def run(call: Call) -> Any:
+        return call.chain(call.builder.remembered(call, lambda: rule(call.operation, call.name())))
+
+    return run

@@ -1,0 +1,92 @@
+"""Rules for normalization and scaling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tf_keras
+
+from keras_kd.compression import bridge_layers as ours
+from keras_kd.compression.bridge_activations import activation_name
+from keras_kd.compression.bridge_build import Call, Chain
+from keras_kd.compression.bridge_errors import NotBridgeable
+from keras_kd.compression.bridge_fields import common, fields, penalties
+
+_L = tf_keras.layers
+_BATCH_NORM = ("beta_regularizer", "gamma_regularizer", "beta_constraint", "gamma_constraint")
+# Behind these (and nothing between) TF-MOT folds a BatchNormalization into the kernel.
+_FOLDS_INTO = frozenset({"Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense"})
+
+
+def batch_normalization(call: Call) -> Any:
+    """BatchNormalization behind a convolution as it is, elsewhere behind a depthwise convolution by one.
+
+    TF-MOT quantizes a BatchNormalization only as a part of the convolution before it. Given a 1x1
+    depthwise convolution whose kernel is fixed at one, every BatchNormalization has such a convolution, still
+    trains as before, and becomes a single int8 DEPTHWISE_CONV_2D.
+    """
+    layer = call.operation
+    if layer.get_config().get("renorm") or getattr(layer, "synchronized", False):
+        raise NotBridgeable("synchronized batch statistics")
+
+    def make() -> Chain:
+        name = call.name()
+        made = _L.BatchNormalization(
+            **fields(layer, "axis", "momentum", "epsilon", "center", "scale"),
+            **penalties(layer, *_BATCH_NORM),
+            **common(layer, name),
+        )
+        alone = not _folds(call.previous)
+        rank = len(call.input.shape)
+        last = layer.axis in (-1, rank - 1)
+        if alone and last and rank == 4:
+            return Chain([identity_depthwise(f"{name}/channels"), made], weighted=[made])
+        return Chain([made])
+
+    return call.chain(call.builder.remembered(call, make))
+
+
+def identity_depthwise(name: str) -> Any:
+    """A depthwise 1x1 convolution that multiplies every channel by one and is not trained."""
+    return _L.DepthwiseConv2D(1, use_bias=False, depthwise_initializer="ones", trainable=False, name=name)
+
+
+def _folds(previous: Any) -> bool:
+    if previous is None or type(previous).__name__ not in _FOLDS_INTO:
+        return False
+    return isinstance(previous, keras.layers.Layer) and activation_name(previous.activation) == "linear"
+
+
+def rescaling(call: Call) -> Any:
+    """Rescaling: scale * x + offset."""
+    layer = call.operation
+    return scale_and_shift(call, np.asarray(layer.scale, "float32"), np.asarray(layer.offset, "float32"))
+
+
+def scale_and_shift(call: Call, scale: np.ndarray, offset: np.ndarray) -> Any:
+    """Computes scale * x + offset with constants, as MUL and ADD, or one depthwise convolution for images.
+
+    A depthwise convolution has a scale per channel and a 32-bit offset, so it loses nothing to rounding;
+    for a lone number one MUL does the same.
+    """
+    value = call.input
+    name = call.name()
+    if not np.issubdtype(value.dtype.as_numpy_dtype, np.floating):
+        value = call.run(ours.Cast("float32", name=f"{name}/cast"), value)
+    channels = value.shape[-1]
+    one_number = scale.size == 1 and offset.size == 1 and float(offset.reshape(())) == 0.0
+    per_channel = all(
+        item.size == 1 or item.shape[-1:] == (item.size,) == (channels,) for item in (scale, offset)
+    )
+    if len(value.shape) == 4 and channels is not None and per_channel and not one_number:
+        made = _L.DepthwiseConv2D(1, trainable=False, name=name)
+        outputs = call.run(made, value)
+        kernel = np.broadcast_to(scale.reshape(-1), (channels,)).reshape(1, 1, channels, 1)
+        made.set_weights([kernel, np.broadcast_to(offset.reshape(-1), (channels,))])
+        return outputs
+    if one_number or not np.any(offset):
+        return call.run(ours.ConstantMultiply(scale, name=name), value)
+    scaled = call.run(ours.ConstantMultiply(scale, name=f"{name}/scale"), value)
+    return call.run(ours.ConstantAdd(offset, name=name), scaled)

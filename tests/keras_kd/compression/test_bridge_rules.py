@@ -1,0 +1,162 @@
+"""Every rule against Keras 3 itself: same inputs, random weights, outputs within 1e-5."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+from keras_kd.compression.bridge import bridge_report, copy_weights_back, to_tf_keras
+from keras_kd.compression.bridge_rules import CALL_RULES, LAYER_RULES
+
+IMAGE, SEQUENCE, VOLUME, VECTOR = (8, 8, 3), (8, 3), (5, 6, 4, 2), (6,)
+
+
+def image(*layers):
+    return keras.Sequential([keras.Input(IMAGE), *layers])
+
+
+def sequence(*layers):
+    return keras.Sequential([keras.Input(SEQUENCE), *layers])
+
+
+def volume(*layers):
+    return keras.Sequential([keras.Input(VOLUME), *layers])
+
+
+def vector(*layers):
+    return keras.Sequential([keras.Input(VECTOR), *layers])
+
+
+def merged(layer, count=2):
+    inputs = [keras.Input(IMAGE) for _ in range(count)]
+    return keras.Model(inputs, layer(inputs))
+
+
+# One entry or more per rule; `test_every_rule_is_tried` fails for a rule without one.
+CASES = {
+    "Activation": [lambda: image(L.Activation("relu6"))],
+    "Add": [lambda: merged(L.Add()), lambda: merged(L.Add(), 3)],
+    "AlphaDropout": [lambda: vector(L.AlphaDropout(0.3))],
+    "Average": [lambda: merged(L.Average(), 3)],
+    "AveragePooling1D": [
+        lambda: sequence(L.AveragePooling1D(2)),
+        lambda: sequence(L.AveragePooling1D(3, 2, "same")),
+    ],
+    "AveragePooling2D": [
+        lambda: image(L.AveragePooling2D(2)),
+        lambda: image(L.AveragePooling2D(3, 2, "same")),
+    ],
+    "AveragePooling3D": [lambda: volume(L.AveragePooling3D(2, 1, "same"))],
+    "BatchNormalization": [
+        lambda: image(L.BatchNormalization(epsilon=0.1)),
+        lambda: image(L.Conv2D(4, 3), L.BatchNormalization(scale=False)),
+        lambda: image(L.Conv2D(4, 3, activation="relu"), L.BatchNormalization(center=False)),
+        lambda: vector(L.Dense(4), L.BatchNormalization()),
+        lambda: vector(L.BatchNormalization()),
+        lambda: sequence(L.BatchNormalization()),
+        lambda: image(L.BatchNormalization(axis=1)),
+    ],
+    "Concatenate": [lambda: merged(L.Concatenate(), 3), lambda: merged(L.Concatenate(axis=1))],
+    "Conv1D": [
+        lambda: sequence(L.Conv1D(4, 3)),
+        lambda: sequence(L.Conv1D(4, 3, padding="causal", dilation_rate=2)),
+        lambda: sequence(L.Conv1D(6, 3, strides=2, padding="same", groups=3, activation="relu")),
+    ],
+    "Conv1DTranspose": [lambda: sequence(L.Conv1DTranspose(4, 3, strides=2, padding="same"))],
+    "Conv2D": [
+        lambda: image(L.Conv2D(4, 3)),
+        lambda: image(L.Conv2D(4, (3, 2), strides=2, padding="same", use_bias=False)),
+        lambda: image(L.Conv2D(4, 3, dilation_rate=2, activation="gelu")),
+        lambda: image(L.Conv2D(6, 3, groups=3, activation="relu6")),
+    ],
+    "Conv2DTranspose": [
+        lambda: image(L.Conv2DTranspose(4, 3, strides=2, padding="same")),
+        lambda: image(L.Conv2DTranspose(4, 3, strides=2, output_padding=1)),
+    ],
+    "Conv3D": [lambda: volume(L.Conv3D(3, 2, padding="same", activation="tanh"))],
+    "Conv3DTranspose": [lambda: volume(L.Conv3DTranspose(3, 2, strides=2))],
+    "Cropping1D": [lambda: sequence(L.Cropping1D((1, 2)))],
+    "Cropping2D": [lambda: image(L.Cropping2D(((1, 0), (0, 2))))],
+    "Cropping3D": [lambda: volume(L.Cropping3D(((1, 0), (0, 2), (1, 1))))],
+    "Dense": [
+        lambda: vector(L.Dense(4, activation="softmax")),
+        lambda: sequence(L.Dense(4, use_bias=False, activation="hard_sigmoid")),
+    ],
+    "DepthwiseConv1D": [lambda: sequence(L.DepthwiseConv1D(3, depth_multiplier=2))],
+    "DepthwiseConv2D": [
+        lambda: image(L.DepthwiseConv2D(3, depth_multiplier=2, activation="silu")),
+        lambda: image(L.DepthwiseConv2D(3, strides=2, padding="same", use_bias=False)),
+    ],
+    "Dropout": [lambda: vector(L.Dropout(0.4)), lambda: image(L.Dropout(0.4, noise_shape=(None, 1, 1, 1)))],
+    "ELU": [lambda: vector(L.ELU(alpha=0.7))],
+    "Flatten": [lambda: image(L.Flatten())],
+    "GaussianDropout": [lambda: vector(L.GaussianDropout(0.3))],
+    "GaussianNoise": [lambda: vector(L.GaussianNoise(0.3))],
+    "GlobalAveragePooling1D": [lambda: sequence(L.GlobalAveragePooling1D())],
+    "GlobalAveragePooling2D": [
+        lambda: image(L.GlobalAveragePooling2D()),
+        lambda: image(L.GlobalAveragePooling2D(keepdims=True)),
+    ],
+    "GlobalAveragePooling3D": [lambda: volume(L.GlobalAveragePooling3D())],
+    "GlobalMaxPooling1D": [lambda: sequence(L.GlobalMaxPooling1D(keepdims=True))],
+    "GlobalMaxPooling2D": [lambda: image(L.GlobalMaxPooling2D())],
+    "GlobalMaxPooling3D": [lambda: volume(L.GlobalMaxPooling3D())],
+    "Identity": [lambda: vector(L.Identity())],
+    "LeakyReLU": [lambda: vector(L.LeakyReLU(negative_slope=0.15))],
+    "MaxPooling1D": [lambda: sequence(L.MaxPooling1D(2))],
+    "MaxPooling2D": [lambda: image(L.MaxPooling2D(3, strides=2, padding="same"))],
+    "MaxPooling3D": [lambda: volume(L.MaxPooling3D(2))],
+    "Maximum": [lambda: merged(L.Maximum(), 3)],
+    "Minimum": [lambda: merged(L.Minimum())],
+    "Multiply": [lambda: merged(L.Multiply(), 3)],
+    "Permute": [lambda: image(L.Permute((3, 1, 2)))],
+    "ReLU": [lambda: vector(L.ReLU(max_value=1.5, negative_slope=0.1, threshold=0.2))],
+    "RepeatVector": [lambda: vector(L.RepeatVector(3))],
+    "Rescaling": [
+        lambda: image(L.Rescaling(1 / 255)),
+        lambda: image(L.Rescaling(1 / 127.5, offset=-1)),
+        lambda: image(L.Rescaling([0.5, 2.0, 3.0], offset=[1.0, -1.0, 0.0])),
+        lambda: vector(L.Rescaling(2.0, offset=1.0)),
+        lambda: keras.Sequential([keras.Input((4, 4, 3), dtype="uint8"), L.Rescaling(1 / 127.5, offset=-1)]),
+    ],
+    "Reshape": [lambda: image(L.Reshape((4, -1)))],
+    "SeparableConv2D": [
+        lambda: image(L.SeparableConv2D(4, 3, strides=2, padding="same", depth_multiplier=2)),
+        lambda: image(L.SeparableConv2D(4, 3, use_bias=False, activation="hard_silu")),
+    ],
+    "Softmax": [lambda: image(L.Softmax()), lambda: image(L.Softmax(axis=1))],
+    "SpatialDropout1D": [lambda: sequence(L.SpatialDropout1D(0.3))],
+    "SpatialDropout2D": [lambda: image(L.SpatialDropout2D(0.3))],
+    "SpatialDropout3D": [lambda: volume(L.SpatialDropout3D(0.3))],
+    "Subtract": [lambda: merged(L.Subtract())],
+    "ZeroPadding1D": [lambda: sequence(L.ZeroPadding1D((1, 2)))],
+    "ZeroPadding2D": [lambda: image(L.ZeroPadding2D(((1, 0), (0, 2))))],
+    "ZeroPadding3D": [lambda: volume(L.ZeroPadding3D(1))],
+}
+
+
+def randomize(model, seed=0):
+    """Weights in [0.2, 1.2): no initial zero or one hides a swapped weight, and variances are positive."""
+    generator = np.random.default_rng(seed)
+    model.set_weights([generator.uniform(0.2, 1.2, w.shape).astype(w.dtype) for w in model.get_weights()])
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"), [(kind, n) for kind, made in CASES.items() for n in range(len(made))]
+)
+def test_rule_computes_what_keras_computes(kind, number):
+    model = CASES[kind][number]()
+    randomize(model)
+    bridged = to_tf_keras(model, examples=2, seed=1)
+    # Both run float32 kernels of TensorFlow; another order of summation moves the last two bits.
+    assert bridge_report(bridged).largest_relative_difference < 1e-5
+
+    before = model.get_weights()
+    bridged.set_weights([weight + 1.0 for weight in bridged.get_weights()])
+    copy_weights_back(bridged, model)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_allclose(new, old + 1.0, rtol=1e-5)
+
+
+def test_every_rule_is_tried():
+    assert sorted(CASES) == sorted([*LAYER_RULES, *CALL_RULES])
