@@ -1,0 +1,98 @@
+"""Running a frozen teacher beside a student's training step."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_kd.errors import TeacherMissingError
+from keras_kd.taps import TappedModel
+from keras_kd.teachers.ensemble import TeacherEnsemble
+from keras_kd.teachers.targets import is_packed, unpack
+
+Tensor = Any
+
+
+def is_cache(teacher: Any) -> bool:
+    """Whether the teacher's targets come with the data."""
+    return not isinstance(teacher, keras.Model) and callable(getattr(teacher, "dataset", None))
+
+
+def as_teacher(teacher: Any) -> Any:
+    """The teacher as it was given; a list becomes an ensemble."""
+    if isinstance(teacher, (list, tuple)):
+        return TeacherEnsemble(teacher)
+    if teacher is None or isinstance(teacher, keras.Model) or is_cache(teacher):
+        return teacher
+    raise ValueError(
+        "Teacher must be a keras.Model, a list of them, a keras_kd.TeacherEnsemble or a keras_kd.TeacherCache, got "
+        f"{type(teacher).__name__}."
+    )
+
+
+class TeacherRunner:
+    """What the Distiller holds of its teacher: a plain object, so that Keras neither tracks nor saves it.
+
+    Args:
+      teacher: a Keras model, an ensemble, a cache, or None (a Distiller that was reloaded without one).
+      layer_names: the layers to tap.
+      preprocessing: from the student's input batch to the teacher's, or None.
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        layer_names: Sequence[str] = (),
+        preprocessing: Callable[[Any], Any] | None = None,
+    ):
+        self.teacher = teacher
+        self.layer_names = tuple(layer_names)
+        self.preprocessing = preprocessing
+        self._tapped: TappedModel | None = None
+
+    def prepare(self) -> None:
+        """Get ready for a fit: once, before the training step is traced."""
+        if self.teacher is None:
+            raise TeacherMissingError(
+                "This Distiller was loaded without its teacher (save_teacher is 'reference' or 'none'), which is "
+                "enough to predict and to evaluate. To train it, set distiller.teacher = <the teacher> first."
+            )
+
+    def __call__(self, inputs: Any, targets: Any = None) -> tuple[Any, dict[str, Any]]:
+        """(outputs, {layer name: feature}) for the student's inputs, in inference mode."""
+        if targets is not None:
+            return targets["outputs"], targets["features"]
+        self.prepare()
+        if is_cache(self.teacher):
+            raise ValueError(
+                "The teacher is a cache, and this batch does not carry the teacher's targets. Train on "
+                "cache.dataset(x, y, batch_size=...), not on the arrays themselves."
+            )
+        x = self.preprocessing(inputs) if self.preprocessing is not None else inputs
+        if isinstance(self.teacher, TeacherEnsemble):
+            return self.teacher.member_outputs(x), {}
+        if self._tapped is None:
+            self._tapped = TappedModel(self.teacher, self.layer_names)
+        return self._tapped(x, training=False)
+
+    def of_batch(self, x: Any) -> tuple[Any, dict[str, Any]]:
+        """The same for `x` of a batch, which may carry the targets."""
+        return self(*unpack(x)) if is_packed(x) else self(x)
+
+
+def fingerprint(model: keras.Model) -> str:
+    """A hash over the names, shapes and values of a model's weights.
+
+    Example:
+      >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
+      >>> fingerprint(model) == fingerprint(model), len(fingerprint(model))
+      (True, 64)
+    """
+    digest = hashlib.sha256()
+    for weight in model.weights:
+        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
+        digest.update(f"{weight.name} {value.shape} {value.dtype}\n".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
