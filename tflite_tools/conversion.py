@@ -1,0 +1,275 @@
+"""`convert`: a Keras model, a SavedModel or a function becomes a checked .tflite artifact."""
+
+import platform
+import tempfile
+import warnings as python_warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tflite_tools.artifact import TFLiteArtifact, embed
+from tflite_tools.calibration import Calibration, check_calibration
+from tflite_tools.console import captured_console, remarks
+from tflite_tools.errors import ConversionError, nearest
+from tflite_tools.failures import explain_failure
+from tflite_tools.flatbuffer import tensor_types
+from tflite_tools.sources import Source, open_source
+from tflite_tools.version import __version__
+
+QUANTIZATIONS = (None, "float16", "dynamic", "int8", "int16x8")
+_INTEGER = {"int8": "int8", "int16x8": "int16"}
+_INPUT_DTYPES: dict[str | None, tuple[str, ...]] = {
+    "int8": ("int8", "uint8", "float32"),
+    "int16x8": ("int16", "float32"),
+}
+_FLOAT_TENSOR_TYPES = {0: "float32", 1: "float16", 10: "float64", 18: "bfloat16"}
+
+
+def convert(
+    model: Any,
+    *,
+    quantization: str | None = None,
+    calibration: Any = None,
+    batch_size: int | None = 1,
+    input_dtype: str | None = None,
+    signatures: Any = None,
+    include_preprocessing: Any = None,
+    metadata: Mapping[str, Any] | bool | None = None,
+) -> TFLiteArtifact:
+    """Converts a model to a .tflite file in memory.
+
+    Args:
+      model: a keras.Model or tf_keras.Model (one after quantization-aware training as well), the path of a
+        SavedModel folder or of a .keras or .h5 file, a tf.function with an input signature, a concrete
+        function, or a dictionary of signature name to such functions.
+      quantization: None (float32 throughout), "float16" (weights only), "dynamic" (int8 weights, activations
+        quantized while running), "int8" (integers throughout: calibrated for a float model, the trained
+        ranges for a QAT model) or "int16x8" (int16 activations, int8 weights).
+      calibration: data like the model's inputs, for "int8" and "int16x8": an array [examples, ...], a
+        dictionary by input name, a batched tf.data.Dataset, or a callable that yields batches. Beside a QAT
+        model it serves only the tensors that training gave no range.
+      batch_size: the fixed leading size of every input whose own is open; None leaves it open.
+      input_dtype: type of the file's inputs and outputs. Default: "int8" for quantization="int8", "int16" for
+        "int16x8", otherwise the model's own. "float32" leaves quantizing and dequantizing to the file;
+        "uint8" is possible for "int8".
+      signatures: for a Keras model a dictionary of signature name to keras.Model, for anything else the names
+        of the signatures to keep (default: all).
+      include_preprocessing: a `tflite_tools.preprocessing.Preprocessing`, or its fields as a dictionary:
+        resizing and scaling that become part of the file, so that the app feeds raw pixels.
+      metadata: anything JSON can hold, embedded in the file and read back by `load`: class_names,
+        input_scaling, recipe, seed, ... False embeds nothing, not even the provenance.
+
+    Returns:
+      The artifact, with its provenance; `notes` holds what the converter had to say about the model.
+
+    Raises:
+      TypeError, ValueError: an argument that cannot be used.
+      CalibrationError: the calibration data do not fit; the message lists every problem.
+      ConversionError: the converter gave up; the message names the layer and what to do.
+
+    Example:
+      >>> import keras
+      >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+      >>> artifact = convert(model, quantization="float16", metadata={"class_names": ["cat", "dog"]})
+      >>> artifact.provenance["quantization"], artifact.class_names
+      ('float16', ('cat', 'dog'))
+    """
+    _check_arguments(quantization, batch_size, input_dtype, metadata)
+    with captured_console() as console:
+        from tflite_tools.preprocessing import as_preprocessing
+
+        preprocessing = as_preprocessing(include_preprocessing)
+        source = open_source(
+            model, batch_size=batch_size, signatures=signatures, preprocess=preprocessing
+        )  # fmt: skip
+    calibrations = _calibrations(source, quantization, calibration)
+    content, log = _run_converter(
+        source, quantization, calibrations, batch_size or 1, input_dtype or _INTEGER.get(str(quantization))
+    )
+    notes = [*(w for c in calibrations.values() for w in c.warnings), *remarks(console.text + log)]
+    for warning in (w for c in calibrations.values() for w in c.warnings):
+        python_warnings.warn(warning, stacklevel=2)
+    notes += _check_integer_only(content, quantization, source, bool(calibrations))
+    provenance = _provenance(source, quantization, calibrations, batch_size, input_dtype)
+    artifact = TFLiteArtifact(content=content, provenance=provenance, notes=tuple(notes))
+    if metadata is False:
+        return artifact
+    extra = dict(metadata) if isinstance(metadata, Mapping) else {}
+    if preprocessing is not None:
+        extra.setdefault("preprocessing", preprocessing.to_dict())
+    return embed(artifact, provenance=provenance, metadata=extra)
+
+
+def _check_arguments(
+    quantization: str | None, batch_size: int | None, input_dtype: str | None, metadata: Any
+) -> None:
+    if quantization not in QUANTIZATIONS:
+        names = [name for name in QUANTIZATIONS if name]
+        raise ValueError(
+            f"quantization: expected None or one of {names}, got "
+            f"{quantization!r}.{nearest(str(quantization), names)}"
+        )
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"batch_size: expected a whole number of at least 1, or None, got {batch_size!r}.")
+    allowed = _INPUT_DTYPES.get(quantization, ("float32",))
+    if input_dtype is not None and input_dtype not in allowed:
+        raise ValueError(
+            f"input_dtype: with quantization={quantization!r} the file's inputs and outputs can be "
+            f"{' or '.join(allowed)}, got {input_dtype!r}."
+        )
+    if metadata is not None and not isinstance(metadata, (Mapping, bool)):
+        raise TypeError(f"metadata: expected a dictionary, None or False, got {type(metadata).__name__}.")
+
+
+def _calibrations(source: Source, quantization: str | None, calibration: Any) -> dict[str, Calibration]:
+    """Checked calibration data per signature; empty when none are needed."""
+    if quantization not in _INTEGER:
+        if calibration is not None:
+            raise ValueError(
+                "calibration: only quantization='int8' and 'int16x8' use calibration data, not "
+                f"{quantization!r}."
+            )
+        return {}
+    if source.trained_ranges and quantization == "int16x8":
+        raise ConversionError(
+            "This model was trained for int8 (quantization-aware training), and the converter cannot turn "
+            "it into "
+            "int16x8. Use quantization='int8', or convert the float model with calibration data."
+        )
+    if calibration is None:
+        if source.trained_ranges:
+            return {}
+        raise ValueError(
+            f"calibration: quantization={quantization!r} of a float model needs calibration data: 100 to "
+            "500 examples of "
+            "the model's inputs, for example calibration=x_train[:500]."
+        )
+    if len(source.functions) == 1:
+        return {name: check_calibration(calibration, inputs) for name, inputs in source.inputs.items()}
+    if not isinstance(calibration, Mapping) or set(calibration) != set(source.functions):
+        raise ValueError(
+            "calibration: this model has several signatures; pass a dictionary with data for each of "
+            f"{sorted(source.functions)}."
+        )
+    return {name: check_calibration(calibration[name], inputs) for name, inputs in source.inputs.items()}
+
+
+def _run_converter(
+    source: Source,
+    quantization: str | None,
+    calibrations: Mapping[str, Calibration],
+    batch_size: int,
+    io_dtype: str | None,
+) -> tuple[bytes, str]:
+    """The converted bytes, and everything that was printed on the way."""
+    import tensorflow as tf
+
+    failure: Exception | None = None
+    content = b""
+    with captured_console() as console, tempfile.TemporaryDirectory(prefix="tflite_tools_") as folder:
+        try:
+            source.write(folder)
+            converter = tf.lite.TFLiteConverter.from_saved_model(
+                folder, signature_keys=list(source.functions)
+            )
+            if quantization is not None:
+                converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            if quantization == "float16":
+                converter.target_spec.supported_types = [tf.float16]
+            if calibrations:
+                converter.representative_dataset = _representative(calibrations, batch_size)
+                converter.target_spec.supported_ops = [
+                    tf.lite.OpsSet.TFLITE_BUILTINS_INT8
+                    if quantization == "int8"
+                    else tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+                ]
+            if io_dtype not in (None, "float32"):
+                converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io_dtype)
+            content = bytes(converter.convert())
+        except Exception as error:  # the converter raises everything from ValueError to its own classes
+            failure = error
+    if failure is not None:
+        raise explain_failure(failure, console.text, source.layer_names, quantization) from failure
+    return content, console.text
+
+
+def _representative(calibrations: Mapping[str, Calibration], batch_size: int) -> Any:
+    def generate() -> Any:
+        for signature, data in calibrations.items():
+            for batch in data.batches(batch_size):
+                # A dictionary names the inputs: the converter orders them by name, not as the model does.
+                yield batch if len(calibrations) == 1 else (signature, batch)
+
+    return generate
+
+
+def _check_integer_only(
+    content: bytes, quantization: str | None, source: Source, calibrated: bool
+) -> Sequence[str]:
+    """With "int8" nothing may compute in float, except the conversion at a float input or output."""
+    if quantization not in _INTEGER:
+        return ()
+    float_names = [name for _, kind, name in tensor_types(content) if kind in _FLOAT_TENSOR_TYPES]
+    io_names = _io_tensor_names(content)
+    left = sorted({name for name in float_names if name not in io_names})
+    if not left:
+        return ()
+    layers = sorted({layer for layer in source.layer_names for name in left if layer in name.split("/")})
+    where = f"layers {', '.join(layers)}" if layers else "tensors " + ", ".join(left[:5])
+    if source.trained_ranges and not calibrated:
+        raise ConversionError(
+            f"Training gave no ranges for {where}, so {len(left)} tensors would stay float. Pass "
+            "calibration= beside the "
+            "QAT model; it is used for these tensors only.",
+            layers=layers,
+        )
+    return (
+        f"{len(left)} tensors stay float32: .tflite has no integer form of their operators ({where}). "
+        "A microcontroller or an integer-only accelerator will refuse this file.",
+    )
+
+
+def _io_tensor_names(content: bytes) -> set[str]:
+    from tflite_tools.flatbuffer import Table
+
+    names = set()
+    for graph in Table.root(content).tables(2):
+        tensors = graph.tables(0)
+        for number in [*graph.integers(1), *graph.integers(2)]:
+            if 0 <= number < len(tensors):
+                names.add(tensors[number].text(3))
+    return names
+
+
+def _provenance(
+    source: Source,
+    quantization: str | None,
+    calibrations: Mapping[str, Calibration],
+    batch_size: int | None,
+    input_dtype: str | None,
+) -> dict[str, Any]:
+    import keras
+    import tensorflow as tf
+
+    # No date and no host: the same model, data and versions give the same bytes.
+    provenance: dict[str, Any] = {
+        "tool": "tflite_tools",
+        "versions": {
+            "tflite_tools": __version__,
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "python": platform.python_version(),
+        },
+        "source": source.kind,
+        "model_name": source.name,
+        "weights_sha256": source.weights_sha256(),
+        "quantization": quantization or "float32",
+        "quantization_aware_training": source.trained_ranges,
+        "batch_size": batch_size,
+        "input_dtype": input_dtype or _INTEGER.get(str(quantization), "float32"),
+    }
+    if calibrations:
+        provenance["calibration"] = {
+            name: {"examples": data.num_examples, "sha256": data.sha256()}
+            for name, data in calibrations.items()
+        }
+    return provenance

@@ -1,0 +1,100 @@
+"""Turns the converter's failures into one error that names the layer and says what to do."""
+
+import re
+from collections.abc import Sequence
+
+from tflite_tools.errors import ConversionError
+
+# What to do about operators that .tflite does not have.
+_ADVICE = {
+    "FFT2D": "tf.signal.rfft2d has a .tflite form for real inputs; fft2d on complex numbers has none.",
+    "PyFunc": "Python code cannot be part of a .tflite file; write the layer with TensorFlow or Keras "
+    "operations.",
+    "EagerPyFunc": "Python code cannot be part of a .tflite file; write the layer with TensorFlow or Keras "
+    "operations.",
+    "LookupTableFindV2": "do text and category lookups before the model, and feed it their numbers.",
+}
+
+
+def explain_failure(
+    error: BaseException, printed: str, layer_names: Sequence[str], quantization: str | None
+) -> ConversionError:
+    """The error to raise for a failed conversion.
+
+    Args:
+      error: what the converter raised.
+      printed: what it printed.
+      layer_names: the model's layers.
+      quantization: as given to `convert`.
+
+    Example:
+      >>> message = "error: 'tf.Igamma' op is neither a custom op nor a flex op ... net_1/gamma_1/Igamma@__f"
+      >>> print(explain_failure(RuntimeError(message), "", ["gamma"], None))
+      .tflite has no operator for Igamma (layer 'gamma'). Replace the layer by one made of supported
+      operations, or do this step outside the model.
+    """
+    text = f"{error}\n{printed}"
+    operators = list(dict.fromkeys(re.findall(r"'tf\.(\w+)' op is neither", text)))
+    layers = _layers_in(text, layer_names)
+    log = text
+    if operators:
+        where = f" (layer {', '.join(map(repr, layers))})" if layers else ""
+        advice = " ".join(_ADVICE[op] for op in operators if op in _ADVICE)
+        if not advice:
+            advice = (
+                "Replace the layer by one made of supported operations, or do this step outside the model."
+            )
+        return ConversionError(
+            f".tflite has no operator for {', '.join(operators)}{where}. {advice[0].upper()}{advice[1:]}",
+            layers=layers,
+            operators=operators,
+            log=log,
+        )
+    unsupported = list(
+        dict.fromkeys(re.findall(r"Quantization to \S+ not yet supported for op: '(\w+)'", text))
+    )
+    if unsupported:
+        return ConversionError(
+            f"quantization={quantization!r} does not exist for the operators {', '.join(unsupported)}. Use "
+            "quantization='int8' or 'dynamic', or replace the layers that they come from.",
+            operators=unsupported,
+            log=log,
+        )
+    if "READ_VARIABLE" in text or "VAR_HANDLE" in text or "VarHandleOp" in text:
+        return ConversionError(
+            "The converter cannot quantize this model's variables (state kept between runs): "
+            f"{_short(error)} "
+            "quantization=None, 'float16' and 'dynamic' keep them in float.",
+            layers=layers,
+            log=log,
+        )
+    where = f" It mentions the layers {', '.join(map(repr, layers))}." if layers else ""
+    return ConversionError(
+        f"The converter gave up: {_short(error)}{where} The full output is in the error's `log` attribute.",
+        layers=layers,
+        log=log,
+    )
+
+
+def _layers_in(text: str, layer_names: Sequence[str]) -> list[str]:
+    """Layers named in the converter's locations, such as "net_1/my_fft_1/FFT2D@__inference_...".
+
+    Keras numbers the scopes of a traced call ("my_fft" becomes "my_fft_1"), so a trailing number is ignored
+    when the whole name is unknown.
+    """
+    known = set(layer_names)
+    found: dict[str, None] = {}
+    for path in re.findall(r"[\w.:\-]+(?:/[\w.:\-]+)+", text):
+        for part in path.split("/")[:-1]:
+            shortened = re.sub(r"_\d+$", "", part)
+            if part in known:
+                found[part] = None
+            elif shortened in known:
+                found[shortened] = None
+    return list(found)
+
+
+def _short(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    return f"{type(error).__name__}: {first[:300]}"

@@ -1,0 +1,307 @@
+"""`predict`: runs a .tflite file on as many examples as you like, real values in and real values out."""
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from tflite_tools.artifact import TFLiteArtifact, load
+from tflite_tools.errors import nearest
+from tflite_tools.processes import ChildRunner
+from tflite_tools.quantized_values import dequantize, quantize
+from tflite_tools.runner import Arrays, ModelRunner, TensorSpec
+
+Isolate = Literal["auto"] | bool
+ArtifactLike = TFLiteArtifact | str | os.PathLike[str] | bytes
+
+# A further process costs about 0.4 s to start; below this much remaining work it would not pay.
+_WORTH_A_PROCESS_S = 1.5
+_CHUNK_S = 0.25
+
+
+def predict(
+    artifact: ArtifactLike,
+    x: Any,
+    *,
+    signature: str | None = None,
+    isolate: Isolate = "auto",
+    num_processes: int | None = None,
+    num_threads: int = 1,
+    reference_kernels: bool = False,
+    dequantize_outputs: bool = True,
+) -> Any:
+    """Runs a .tflite file on a batch of examples.
+
+    Inputs are quantized and outputs dequantized by the file's own scales, rounded exactly as TFLite's kernels
+    do. Where the graph takes larger batches and gives the same answers with them, it is fed such; large
+    inputs are shared among processes, one per core. A model that keeps state (variables) sees the examples in
+    order, as one stream that starts afresh; an LSTM's cell state starts afresh with every example.
+
+    Args:
+      artifact: from `convert` or `load`; a path or bytes are loaded.
+      x: an array [examples, ...]; for several inputs a dictionary by name, or a list or tuple in the file's
+        order. Floats are real values. Integers are real values too, unless they already have the quantized
+        type of the
+        input itself: those are passed as they are.
+      signature: which signature to run; default: the main graph.
+      isolate: run in a child process, so that a file that aborts its process raises ModelCrashError and
+        nothing else happens. "auto": for files that were loaded, not for those made by `convert` in this
+        process.
+      num_processes: at most this many; default: one per core this process may use.
+      num_threads: of each interpreter.
+      reference_kernels: the runtime's plain kernels, bit-exact with TFLite Micro, instead of the fast ones.
+      dequantize_outputs: False returns the file's own integers.
+
+    Returns:
+      An array [examples, ...], or a dictionary of output name to such arrays when there are several. An
+      output whose size differs between examples is a list.
+
+    Raises:
+      ValueError: x does not fit the inputs; the message lists every problem.
+      UnsupportedModelError: the runtime cannot run the file; the message says why.
+      ModelCrashError: the file killed its process.
+
+    Example:
+      >>> import keras
+      >>> from tflite_tools import convert
+      >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, kernel_initializer="ones")])
+      >>> predict(convert(model), np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])).tolist()
+      [[6.0], [15.0]]
+    """
+    artifact = as_artifact(artifact)
+    options = {"signature": signature, "num_threads": num_threads, "reference_kernels": reference_kernels}
+    runner = open_runner(artifact, isolate, options)
+    try:
+        feeds, single = prepare(x, runner.inputs)
+        if single:
+            calls = [runner.once(feeds)]
+        else:
+            calls = _run_all(runner, artifact, feeds, options, num_processes or available_cores())
+    finally:
+        if isinstance(runner, ChildRunner):
+            runner.close()
+    outputs = {}
+    for spec in runner.outputs:
+        values = _join([call[spec.name] for call in calls], single)
+        if dequantize_outputs and spec.is_quantized:
+            values = _dequantized(values, spec)
+        outputs[spec.name] = values
+    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+
+def as_artifact(artifact: ArtifactLike) -> TFLiteArtifact:
+    """The artifact itself, or the file loaded."""
+    return artifact if isinstance(artifact, TFLiteArtifact) else load(artifact)
+
+
+def available_cores() -> int:
+    """Cores that this process may use, as taskset and containers limit them."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows have no affinity
+        return os.cpu_count() or 1
+
+
+def open_runner(
+    artifact: TFLiteArtifact, isolate: Isolate, options: dict[str, Any]
+) -> ModelRunner | ChildRunner:
+    """A runner, in this process or in a child."""
+    if isolate not in ("auto", True, False):
+        raise ValueError(f"isolate: expected 'auto', True or False, got {isolate!r}.")
+    apart = artifact.foreign if isolate == "auto" else isolate
+    try:
+        return ChildRunner(artifact.content, **options) if apart else ModelRunner(artifact.content, **options)
+    except KeyError as error:
+        from tflite_tools.flatbuffer import Table
+
+        names = sorted(entry.text(2) for entry in Table.root(artifact.content).tables(7))
+        raise ValueError(
+            f"signature: the file has no signature {error.args[0]!r}; it has "
+            f"{names}.{nearest(error.args[0], names)}"
+        ) from None
+
+
+def prepare(x: Any, inputs: tuple[TensorSpec, ...]) -> tuple[Arrays, bool]:
+    """Raw tensors for every input, and whether they are exactly one call's worth.
+
+    Raises:
+      ValueError: with every problem found.
+    """
+    problems: list[str] = []
+    named = _by_name(x, inputs, problems)
+    feeds: Arrays = {}
+    for spec in inputs:
+        if spec.name in named:
+            value = np.asarray(named[spec.name])
+            problem = _misfit(value, spec)
+            if problem:
+                problems.append(problem)
+            else:
+                feeds[spec.name] = _as_raw(value, spec, problems)
+    if problems:
+        raise ValueError(
+            "x does not fit the model's inputs:" + "".join(f"\n  - {problem}" for problem in problems)
+        )
+    # Inputs without a common leading size that stands for examples (numbers, vectors of settings) are one
+    # call.
+    exact = all(_matches(feeds[spec.name].shape, spec.shape) for spec in inputs)
+    leading = {value.shape[0] if value.ndim else 1 for value in feeds.values()}
+    fixed = {spec.shape[0] if spec.shape else 1 for spec in inputs}
+    if exact and (len(leading) > 1 or leading == fixed or len(inputs) == 0):
+        return feeds, True
+    if len(leading) > 1:
+        raise ValueError(
+            "x: the inputs have different numbers of examples: "
+            + ", ".join(f"{name} {value.shape[0]}" for name, value in feeds.items())
+        )
+    return feeds, False
+
+
+def _by_name(x: Any, inputs: tuple[TensorSpec, ...], problems: list[str]) -> dict[str, Any]:
+    names = [spec.name for spec in inputs]
+    if isinstance(x, Mapping):
+        aliases = {spec.tensor_name: spec.name for spec in inputs} | {name: name for name in names}
+        unknown = [str(key) for key in x if key not in aliases]
+        problems += [f"there is no input {key!r}; there are {names}.{nearest(key, names)}" for key in unknown]
+        named = {aliases[key]: value for key, value in x.items() if key in aliases}
+        problems += [f"nothing was given for the input {name!r}." for name in names if name not in named]
+        return named
+    if isinstance(x, (list, tuple)) and len(inputs) > 1:
+        if len(x) != len(inputs):
+            problems.append(f"{len(x)} arrays were given, and the inputs are {names}.")
+        return dict(zip(names, x))
+    if len(inputs) != 1:
+        problems.append(f"one array was given, and the inputs are {names}: pass a dictionary.")
+        return {}
+    return {names[0]: x}
+
+
+def _matches(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return len(shape) == len(expected) and all(e in (-1, s) for s, e in zip(shape, expected))
+
+
+def _misfit(value: np.ndarray, spec: TensorSpec) -> str | None:
+    if _matches(value.shape, spec.shape) or (value.ndim and _matches(value.shape[1:], spec.shape[1:])):
+        return None
+    expected = ", ".join("any" if size == -1 else str(size) for size in spec.shape[1:])
+    hint = ""
+    if _matches(value.shape, spec.shape[1:]):
+        hint = " That is one example without the batch axis: x[None] adds it."
+    elif (
+        value.ndim == len(spec.shape) - 1
+        and spec.shape[-1] == 1
+        and _matches(value.shape[1:], spec.shape[1:-1])
+    ):
+        hint = " The last axis (one channel) is missing: x[..., None] adds it."
+    return f"input {spec.name!r}: expected [examples, {expected}], got {list(value.shape)}.{hint}"
+
+
+def _as_raw(value: np.ndarray, spec: TensorSpec, problems: list[str]) -> np.ndarray:
+    if spec.dtype == "string":
+        return value.astype(object) if value.dtype.kind in "OSU" else value.astype(str).astype(object)
+    wanted = np.dtype(spec.dtype)
+    if value.dtype == wanted:
+        return np.ascontiguousarray(value)
+    if value.dtype.kind not in "biuf":
+        problems.append(f"input {spec.name!r}: expected numbers, got {value.dtype}.")
+        return value
+    if spec.scale is not None and spec.zero_point is not None:
+        return quantize(value, spec.scale, spec.zero_point, wanted)
+    if wanted.kind in "iu":
+        limits = np.iinfo(wanted)
+        if value.size and (
+            value.min() < limits.min or value.max() > limits.max or np.any(value != np.round(value))
+        ):
+            problems.append(
+                f"input {spec.name!r}: the file takes {wanted} values and says no scale for them; the data "
+                "are not "
+                f"whole numbers from {limits.min} to {limits.max}."
+            )
+            return value
+    return value.astype(wanted)
+
+
+def _run_all(
+    runner: ModelRunner | ChildRunner,
+    artifact: TFLiteArtifact,
+    feeds: Arrays,
+    options: dict[str, Any],
+    processes: int,
+) -> list[Arrays]:
+    """All examples, in order; the work is shared among processes once it turns out to be worth it."""
+    count = len(next(iter(feeds.values())))
+    own = runner.own_batch()
+    if runner.keeps_state and count:
+        return runner.run(feeds)
+    chunks: dict[int, list[Arrays]] = {}
+    lock = threading.Lock()
+    position = 0
+    chunk = own * max(1, 64 // own)
+    failure: list[BaseException] = []
+
+    def take() -> tuple[int, Arrays] | None:
+        nonlocal position
+        with lock:
+            if position >= count or failure:
+                return None
+            start, position = position, min(count, position + chunk)
+            return start, {name: value[start : start + chunk] for name, value in feeds.items()}
+
+    def work(worker: ModelRunner | ChildRunner) -> None:
+        while (job := take()) is not None:
+            chunks[job[0]] = worker.run(job[1])
+
+    # The first chunks tell how long the rest would take (the first of all also finds the batch size).
+    for _ in range(2):
+        job = take()
+        if job is None:
+            break
+        started = time.perf_counter()
+        chunks[job[0]] = runner.run(job[1])
+        seconds_each = (time.perf_counter() - started) / len(next(iter(job[1].values())))
+    if position < count:
+        remaining_s = seconds_each * (count - position)
+        helpers = min(processes, 1 + int(remaining_s / _WORTH_A_PROCESS_S)) - 1
+        chunk = max(chunk, chunk * int(_CHUNK_S / max(seconds_each * chunk, 1e-6)))
+
+        def help_out() -> None:
+            try:
+                with ChildRunner(artifact.content, **options) as child:
+                    work(child)
+            except BaseException as error:  # carried into the caller's thread
+                failure.append(error)
+
+        threads = [threading.Thread(target=help_out, daemon=True) for _ in range(helpers)]
+        for thread in threads:
+            thread.start()
+        try:
+            work(runner)
+        except BaseException as error:
+            failure.append(error)
+        for thread in threads:
+            thread.join()
+    if failure:
+        raise failure[0]
+    return [call for start in sorted(chunks) for call in chunks[start]]
+
+
+def _join(parts: list[np.ndarray], single: bool) -> Any:
+    if single:
+        return parts[0]
+    if not parts:
+        return np.empty(0, np.float32)
+    if len({part.shape[1:] for part in parts}) == 1 and parts[0].ndim:
+        return np.concatenate(parts)
+    if len({part.shape for part in parts}) == 1:
+        return np.stack(parts)
+    return parts
+
+
+def _dequantized(values: Any, spec: TensorSpec) -> Any:
+    assert spec.scale is not None and spec.zero_point is not None
+    if isinstance(values, list):
+        return [dequantize(part, spec.scale, spec.zero_point) for part in values]
+    return dequantize(values, spec.scale, spec.zero_point)

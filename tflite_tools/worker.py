@@ -1,0 +1,51 @@
+"""A child process that runs one model. Started by `processes.py` as `python -m tflite_tools.worker`."""
+
+import dataclasses
+import os
+import sys
+
+from tflite_tools.codec import read_message, write_message
+from tflite_tools.errors import InvalidModelError, UnsupportedModelError
+from tflite_tools.runner import ModelRunner
+
+
+def main() -> None:
+    """Loads the model it is sent, then answers batch after batch until the pipe closes."""
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    # The runtime prints to stdout; that must not end up among the answers.
+    os.dup2(2, 1)
+    header, arrays = read_message(requests)
+    try:
+        runner = ModelRunner(arrays["model"].tobytes(), **header["options"])
+    except KeyError as error:
+        write_message(answers, {"error": "KeyError", "message": str(error.args[0])})
+        return
+    except (UnsupportedModelError, InvalidModelError) as error:
+        write_message(answers, {"error": type(error).__name__, "message": str(error)})
+        return
+    described = {
+        "inputs": [dataclasses.asdict(spec) for spec in runner.inputs],
+        "outputs": [dataclasses.asdict(spec) for spec in runner.outputs],
+        "signatures": list(runner.signatures),
+        "keeps_state": runner.keeps_state,
+        "own_batch": runner.own_batch(),
+    }
+    write_message(answers, described)
+    while True:
+        try:
+            header, feeds = read_message(requests)
+        except EOFError:
+            return
+        try:
+            results = [runner.once(feeds)] if header["once"] else runner.run(feeds)
+        except UnsupportedModelError as error:
+            write_message(answers, {"error": type(error).__name__, "message": str(error)})
+            continue
+        flat = {f"{k}:{name}": value for k, part in enumerate(results) for name, value in part.items()}
+        write_message(answers, {"calls": len(results)}, flat)
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit(0)
