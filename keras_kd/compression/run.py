@@ -1,0 +1,286 @@
+"""The phases of a compression: what `keras_kd.compress` does, step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import tf_keras
+
+from keras_kd.compression import adapt, batches, tfmot
+from keras_kd.compression.kernels import kernels
+from keras_kd.compression.masks import MaskedKernels
+from keras_kd.compression.plan import LayerPlan, check_sparsity, plan_layers
+from keras_kd.compression.quantize_configs import quantize
+from keras_kd.compression.recipe import CompressionRecipe, Pruning, block_of
+from keras_kd.compression.report import CompressionReport
+from keras_kd.compression.rows import layer_rows
+from keras_kd.compression.schedule import pruning_steps
+from keras_kd.compression.student import Student, feature_tensors, private_copy
+from keras_kd.compression.teaching import Teaching, is_precomputed, teach
+from keras_kd.compression.trainer import BestEpoch, FineTuner
+from keras_kd.errors import nearest, raise_all
+from keras_kd.teachers.targets import unpack
+
+PHASES = ("prune", "cluster", "quantize")
+_FIT_ARGUMENTS = (
+    "callbacks",
+    "class_weight",
+    "sample_weight",
+    "steps_per_epoch",
+    "validation_freq",
+    "verbose",
+)
+_DEFAULT_LEARNING_RATE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The arguments of `compress` that are neither models nor data."""
+
+    recipe: CompressionRecipe
+    epochs: int | Mapping[str, int]
+    batch_size: int
+    loss: Any
+    optimizer: Any
+    metrics: Any
+    seed: int
+    distillation_losses: Any
+    distillation_loss_weights: Any
+    student_loss_weight: float
+    teacher_preprocessing: Any
+    fit: Mapping[str, Any]
+
+
+@dataclasses.dataclass
+class _Training:
+    """Everything that a phase needs, checked and adapted."""
+
+    data: batches.Batches | None
+    validation: Any
+    loss: Any
+    optimizer: Any
+    metrics: Any
+    callbacks: list[Any]
+    teaching: Teaching | None
+    epochs: dict[str, int]
+    fit: dict[str, Any]
+    history: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
+    best: dict[str, int | None] = dataclasses.field(default_factory=dict)
+
+
+def run(
+    student: Any, x: Any, y: Any, teacher: Any, validation_data: Any, settings: Settings
+) -> tuple[Any, CompressionReport, Any]:
+    """Compresses; returns (tf_keras model, report, calibration sample). Arguments as for `compress`."""
+    recipe = settings.recipe
+    if not isinstance(recipe, CompressionRecipe):
+        raise ValueError(f"recipe must be a CompressionRecipe or its name, got {type(recipe).__name__}")
+    both = private_copy(student, seed=settings.seed)
+    model = both.model
+    phases = phases_of(recipe)
+    training = _prepare(both, x, y, teacher, validation_data, settings, phases)
+    calibration = batches.calibration_sample(x, seed=settings.seed)
+    notes: list[str] = []
+    admitted, refusal = None, None
+    if recipe.pruning is not None and recipe.pruning.policy == "xnnpack":
+        admitted, refusal = tfmot.xnnpack_prunable(model)
+        if refusal:
+            raise ValueError(
+                f"Pruning(policy='xnnpack'): XNNPACK's sparse kernels do not fit this model. {refusal}"
+            )
+    plans = plan_layers(model, recipe.pruning, recipe.clustering, policy_layers=admitted)
+    if recipe.pruning is not None:
+        model = _prune(model, recipe.pruning, plans, training)
+        check_sparsity(model, plans, recipe.pruning, when="after pruning")
+    float_reasons: dict[str, str] = {}
+    plain = model
+    if recipe.quantization == "int8_qat":
+        model, float_reasons = quantize(model, keep_zeros=recipe.pruning is not None)
+        _fit("quantize", model, training)
+        if recipe.pruning is not None:
+            check_sparsity(
+                plain,
+                plans,
+                recipe.pruning,
+                when="after quantization-aware training",
+                wrappers=tfmot.wrappers(model),
+            )
+    rows = layer_rows(plain, model, plans, recipe, float_reasons)
+    report = CompressionReport(str(recipe), rows, training.history, training.best, tuple(notes))
+    return model, report, calibration
+
+
+def phases_of(recipe: CompressionRecipe) -> tuple[str, ...]:
+    """The parts of a recipe that train.
+
+    Example:
+      >>> [phases_of(CompressionRecipe.from_name(name)) for name in ("prune75-int8", "int8_ptq")]
+      [('prune', 'quantize'), ()]
+    """
+    wanted = (recipe.pruning is not None, recipe.clustering is not None, recipe.quantization == "int8_qat")
+    return tuple(phase for phase, needed in zip(PHASES, wanted) if needed)
+
+
+def _prepare(
+    student: Student,
+    x: Any,
+    y: Any,
+    teacher: Any,
+    validation_data: Any,
+    settings: Settings,
+    phases: tuple[str, ...],
+) -> _Training:
+    """Checks and adapts every argument before any work; all problems come in one error."""
+    problems: list[str] = []
+    fit = dict(settings.fit)
+    for name in fit:
+        if name not in _FIT_ARGUMENTS:
+            problems.append(f"compress takes no argument {name!r}.{nearest(name, _FIT_ARGUMENTS)}")
+    compiled = adapt.compiled_settings(student.original)
+
+    def attempt(action: Any, *args: Any) -> Any:
+        try:
+            return action(*args)
+        except (adapt.AdaptationError, batches.DataError) as error:
+            problems.append(str(error))
+            return None
+
+    names = list(student.model.output_names)
+    loss = settings.loss if settings.loss is not None else compiled.get("loss")
+    metrics = settings.metrics if settings.metrics is not None else compiled.get("metrics")
+    optimizer = settings.optimizer if settings.optimizer is not None else compiled.get("optimizer")
+    loss = attempt(lambda: adapt.by_output(adapt.adapt_loss(loss), names, "loss"))
+    metrics = attempt(lambda: adapt.by_output(adapt.adapt_metrics(metrics), names, "metrics"))
+    if optimizer is not None:
+        attempt(adapt.adapt_optimizer, optimizer)
+    callbacks = attempt(adapt.adapt_callbacks, fit.pop("callbacks", None)) or []
+    epochs = attempt(_epochs, settings.epochs, phases) or {}
+    if is_precomputed(teacher) and not batches.is_dataset(x):
+        x, y = teacher.dataset(x, y, batch_size=settings.batch_size, seed=settings.seed), None
+    sample_weight, steps = fit.pop("sample_weight", None), fit.pop("steps_per_epoch", None)
+    data = validation = None
+    if phases:
+        data = attempt(
+            lambda: batches.training_batches(
+                x,
+                y,
+                sample_weight=sample_weight,
+                batch_size=settings.batch_size,
+                steps_per_epoch=steps,
+                seed=settings.seed,
+            )
+        )
+        validation = attempt(
+            lambda: batches.validation_batches(validation_data, batch_size=settings.batch_size)
+        )
+        if data is not None and not data.has_labels and teacher is None:
+            problems.append(f"{' and '.join(phases)} need training: pass labels y, or a teacher")
+        if data is not None and data.has_labels and loss is None and not problems:
+            problems.append("loss is missing: the student is not compiled, so pass loss=")
+    if not 0 <= settings.student_loss_weight <= 1:
+        problems.append(f"student_loss_weight must be in [0, 1], got {settings.student_loss_weight!r}")
+    raise_all(problems, subject="compress cannot start")
+    teaching = None
+    if teacher is not None and data is not None:
+        teaching = teach(
+            teacher,
+            student,
+            distillation_losses=settings.distillation_losses,
+            distillation_loss_weights=settings.distillation_loss_weights,
+            student_loss_weight=settings.student_loss_weight,
+            preprocessing=settings.teacher_preprocessing,
+            batch=unpack(next(iter(data.dataset(0)))[0]),
+        )
+    return _Training(data, validation, loss, optimizer, metrics, callbacks, teaching, epochs, fit)
+
+
+def _epochs(epochs: int | Mapping[str, int], phases: tuple[str, ...]) -> dict[str, int]:
+    if isinstance(epochs, Mapping):
+        unknown = [name for name in epochs if name not in PHASES]
+        missing = [name for name in phases if name not in epochs]
+        if unknown or missing:
+            raise adapt.AdaptationError(f"epochs: unknown phases {unknown}, missing phases {missing}")
+        chosen = {phase: epochs[phase] for phase in phases}
+    else:
+        chosen = dict.fromkeys(phases, epochs)
+    wrong = {phase: count for phase, count in chosen.items() if not isinstance(count, int) or count < 1}
+    if wrong:
+        raise adapt.AdaptationError(f"epochs must be integers of 1 or more, got {wrong}")
+    return chosen
+
+
+def _prune(model: Any, pruning: Pruning, plans: Mapping[str, LayerPlan], training: _Training) -> Any:
+    data = training.data
+    assert data is not None  # _prepare made sure: pruning is a phase
+    steps = pruning_steps(data.steps * training.epochs["prune"], pruning.begin, pruning.end)
+    block, two_of_four = block_of(pruning.pattern) or (1, 1), pruning.pattern == "2:4"
+    by_tfmot: dict[str, float] = {}
+    by_us: list[tuple[Any, float]] = []
+    for layer in model.layers:
+        sparsity = plans[layer.name].sparsity
+        if sparsity is None:
+            continue
+        flat = all(kernel.shape.rank == 2 for kernel in kernels(layer))
+        # TF-MOT sets 2:4 masks at its first step whatever the schedule says, and its blocks need flat
+        # kernels.
+        if not two_of_four and (flat or block == (1, 1)) and tfmot.can_prune(layer):
+            by_tfmot[layer.name] = sparsity
+        else:
+            by_us += [(kernel, sparsity) for kernel in kernels(layer)]
+    wrapped = tfmot.with_pruning(model, by_tfmot, steps, block=block)
+    masks = MaskedKernels(by_us, steps, block=block, two_of_four=two_of_four)
+    # Only epochs that end at the full sparsity may be chosen as the best one.
+    first = -(-steps.end // data.steps) - 1
+    _fit("prune", wrapped, training, masks=masks, first=first, extra=[tfmot.pruning_callback()])
+    return tfmot.without_pruning(wrapped)
+
+
+def _fit(
+    phase: str,
+    model: Any,
+    training: _Training,
+    *,
+    masks: MaskedKernels | None = None,
+    first: int = 0,
+    extra: list[Any] | None = None,
+) -> None:
+    data, teaching, epochs = training.data, training.teaching, training.epochs[phase]
+    assert data is not None
+    features: dict[str, Any] = {}
+    if teaching:
+        tensors = feature_tensors(model, teaching.taps.values())
+        features = {name: tensors[layer] for name, layer in teaching.taps.items()}
+    tuner = FineTuner(
+        model,
+        teaching=teaching,
+        has_labels=data.has_labels,
+        feature_tensors=features,
+        masks=masks,
+        total_steps=data.steps * epochs,
+    )
+    tuner.compile(
+        optimizer=_optimizer(training.optimizer, data.steps * epochs),
+        loss=training.loss,
+        metrics=adapt.fresh_metrics(training.metrics),
+        jit_compile=False,
+    )
+    best = BestEpoch(first)
+    # TF-MOT's callback comes first: it puts the masks on before anybody looks at the weights.
+    history = tuner.fit(
+        data.dataset(0),
+        epochs=epochs,
+        steps_per_epoch=data.steps,
+        validation_data=training.validation,
+        callbacks=[*(extra or []), best, *training.callbacks],
+        **training.fit,
+    )
+    training.history[phase] = {name: [float(v) for v in values] for name, values in history.history.items()}
+    training.best[phase] = best.epoch
+
+
+def _optimizer(optimizer: Any, steps: int) -> Any:
+    if optimizer is not None:
+        return adapt.adapt_optimizer(optimizer)
+    return tf_keras.optimizers.Adam(tf_keras.optimizers.schedules.CosineDecay(_DEFAULT_LEARNING_RATE, steps))
