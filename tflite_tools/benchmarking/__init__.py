@@ -1,0 +1,1 @@
+"""Latency and memory of a .tflite file, on this machine and elsewhere."""
