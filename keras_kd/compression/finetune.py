@@ -33,12 +33,15 @@ class CompressedModel:
       report: one row per layer: what was asked, what was done, and why not.
       recipe: the recipe.
       calibration: the sample of inputs that `compress` kept.
+      float_model: the tf_keras model before ``int8_qat``: pruned and clustered, still float. The same as `model`
+        for other recipes.
     """
 
     model: Any
     report: CompressionReport
     recipe: CompressionRecipe
     calibration: Any
+    float_model: Any
 
     def to_tflite(self, calibration: Any = None, **convert_kwargs: Any) -> TFLiteArtifact:
         """Converts to a ``.tflite``; int8 recipes give int8 inputs and outputs.
@@ -149,5 +152,5 @@ def compress(
         teacher_preprocessing=teacher_preprocessing,
         fit=fit_kwargs,
     )
-    model, report, calibration = run(student, x, y, teacher, validation_data, settings)
-    return CompressedModel(model, report, settings.recipe, calibration)
+    model, float_model, report, calibration = run(student, x, y, teacher, validation_data, settings)
+    return CompressedModel(model, report, settings.recipe, calibration, float_model)

@@ -72,8 +72,12 @@ class _Training:
 
 def run(
     student: Any, x: Any, y: Any, teacher: Any, validation_data: Any, settings: Settings
-) -> tuple[Any, CompressionReport, Any]:
-    """Compresses; returns (tf_keras model, report, calibration sample). Arguments as for `compress`."""
+) -> tuple[Any, Any, CompressionReport, Any]:
+    """Compresses; arguments as for `compress`.
+
+    Returns:
+      The tf_keras model, the same before quantization, the report, and the calibration sample.
+    """
     recipe = settings.recipe
     if not isinstance(recipe, CompressionRecipe):
         raise ValueError(f"recipe must be a CompressionRecipe or its name, got {type(recipe).__name__}")
@@ -109,7 +113,7 @@ def run(
             )
     rows = layer_rows(plain, model, plans, recipe, float_reasons)
     report = CompressionReport(str(recipe), rows, training.history, training.best, tuple(notes))
-    return model, report, calibration
+    return model, plain, report, calibration
 
 
 def phases_of(recipe: CompressionRecipe) -> tuple[str, ...]:
