@@ -45,7 +45,11 @@ def load(dataset: str, seed: int) -> tuple[Arrays, Arrays, Arrays, Sequence[str]
     else:
         (x, y), (x_test, y_test) = keras.datasets.fashion_mnist.load_data()
         # Part of the training images, so that the demo stays a demo; the test images are the official ones.
-        x, y, names = np.concatenate([x[:11_000], x_test]), np.concatenate([y[:11_000], y_test]), list(FASHION)
+        x, y, names = (
+            np.concatenate([x[:11_000], x_test]),
+            np.concatenate([y[:11_000], y_test]),
+            list(FASHION),
+        )
         counts = (10_000, 1_000)
     x = x.reshape(-1, 28, 28, 1).astype("float32")
     y = y.astype("int64")
@@ -61,7 +65,11 @@ def batches(x: np.ndarray, y: np.ndarray, *, batch_size: int, seed: int) -> tf.d
             layers.RandomRotation(0.03, fill_mode="constant", seed=seed),
         ]
     )
-    data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed).batch(batch_size, drop_remainder=True)
+    data = (
+        tf.data.Dataset.from_tensor_slices((x, y))
+        .shuffle(len(x), seed=seed)
+        .batch(batch_size, drop_remainder=True)
+    )
     return data.map(lambda x, y: (augment(x, training=True), y)).prefetch(2)
 
 
@@ -121,6 +129,7 @@ def main(_: Sequence[str]) -> None:
         validation_data=validation,
         epochs=teacher_epochs,
         verbose=0,
+        shuffle=False,  # the dataset does
         callbacks=[ProgressLines(clock, show=("loss", "accuracy", "val_accuracy"))],
     )
 
@@ -133,7 +142,7 @@ def main(_: Sequence[str]) -> None:
         test_data=test,
         epochs=epochs,
         compress_epochs=max(4, epochs // 5),
-        optimizer=optimizer(epochs, steps, 8e-3),
+        optimizer=optimizer(epochs, steps, 1.6e-2),
         student_alone=True,
         class_names=class_names,
         output_dir=OUTPUT_DIR.value,

@@ -21,7 +21,9 @@ def imported_modules(path: pathlib.Path) -> set[str]:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.relative_to(ROOT)} has a relative import; the project uses full names"
+            assert node.level == 0, (
+                f"{path.relative_to(ROOT)} has a relative import; the project uses full names"
+            )
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
     return names
 

@@ -18,10 +18,21 @@ def test_code_and_commands_run(tmp_path: pathlib.Path):
     environment = {**os.environ, "MPLBACKEND": "Agg"}
     code = "\n".join(blocks("python"))
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    for name in ("student.keras", "student.tflite", "firmware/model.h", "firmware/model.cc", "out/report.html"):
+    for name in (
+        "student.keras",
+        "student.tflite",
+        "firmware/model.h",
+        "firmware/model.cc",
+        "out/report.html",
+    ):
         assert (tmp_path / name).stat().st_size > 0, name
 
     lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
@@ -29,7 +40,12 @@ def test_code_and_commands_run(tmp_path: pathlib.Path):
     assert len(commands) >= 4
     for command in commands:
         done = subprocess.run(
-            [sys.executable, *command[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, *command[1:]],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     written = {path.name for path in (tmp_path / "out").iterdir()}
