@@ -21,12 +21,15 @@ Number of inputs: one, except `tf_keras`'s merging layers and `MatMul` (two).
 | `HardSwish`               | x * relu6(x + 3) / 6              | HARD_SWISH             | output |
 | `Swish`                   | x * sigmoid(x)                    | LOGISTIC, MUL          | output |
 | `Gelu`                    | Gaussian error linear unit        | GELU                   | output |
+| `Clip`                    | min(max(x, low), high)            | MAXIMUM, MINIMUM       | output |
 | `Unary`                   | exp, sqrt, abs ... by name        | EXP, SQRT, ABS ...     | output or island |
 | `Reduce`                  | mean, sum, max, min over axes     | MEAN, SUM, REDUCE_MAX  | output or pass |
 | `Cast`                    | another number type               | CAST                   | pass   |
 | `Slice`                   | x[begin:end:step, ...]            | STRIDED_SLICE          | pass   |
 | `Resize`                  | nearest or bilinear to a size     | RESIZE_*               | output |
 | `Pad`                     | constant padding                  | PADV2                  | output |
+| `FullReshape`             | a new shape, batch axis included  | RESHAPE                | pass   |
+| `KerasOperation`          | any other `keras.ops` operation   | as Keras computes it   | island |
 | `MatMul`                  | a @ b, transposed where asked     | BATCH_MATMUL           | output |
 
 `Unary` is an island for functions without an 8-bit kernel; `Reduce` passes for the largest and the smallest.
@@ -39,7 +42,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import keras  # noqa: F401  (Keras 3 first: `tf.keras` resolves to it, not to tf_keras)
+import keras  # Keras 3 first: `tf.keras` resolves to it, not to tf_keras
 import numpy as np
 import tensorflow as tf
 import tf_keras
@@ -127,6 +130,27 @@ class Gelu(BridgeLayer):
         return {**super().get_config(), "approximate": self.approximate}
 
 
+class Clip(BridgeLayer):
+    """Limits values from below, from above or both: MAXIMUM, MINIMUM."""
+
+    def __init__(self, low: float | None = None, high: float | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.low, self.high = low, high
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """See the class."""
+        outputs = inputs
+        if self.low is not None:
+            outputs = tf.maximum(outputs, tf.constant(self.low, inputs.dtype))
+        if self.high is not None:
+            outputs = tf.minimum(outputs, tf.constant(self.high, inputs.dtype))
+        return outputs
+
+    def get_config(self) -> dict[str, Any]:
+        """See tf_keras."""
+        return {**super().get_config(), "low": self.low, "high": self.high}
+
+
 # Functions of one tensor by the name that Keras 3 gives them.
 UNARY_FUNCTIONS: dict[str, Any] = {
     "abs": tf.abs,
@@ -149,6 +173,9 @@ UNARY_FUNCTIONS: dict[str, Any] = {
     "selu": tf.nn.selu,
     "log_softmax": tf.nn.log_softmax,
     "log_sigmoid": tf.math.log_sigmoid,
+    "sign": tf.sign,
+    "expm1": tf.math.expm1,
+    "log1p": tf.math.log1p,
 }
 # Those for which TFLite has an 8-bit kernel of one operator; the others are computed in float.
 _INTEGER_UNARY = frozenset({"abs", "exp", "rsqrt", "log_softmax", "square"})
@@ -180,6 +207,9 @@ REDUCTIONS: dict[str, Any] = {
     "sum": tf.reduce_sum,
     "max": tf.reduce_max,
     "min": tf.reduce_min,
+    "prod": tf.reduce_prod,
+    "std": tf.math.reduce_std,
+    "var": tf.math.reduce_variance,
 }
 
 
@@ -192,8 +222,10 @@ class Reduce(BridgeLayer):
 
     @property
     def quantization(self) -> str:  # type: ignore[override]
-        """The largest and the smallest keep the scale of the input."""
-        return "pass" if self.function in ("max", "min") else "output"
+        """The largest and the smallest keep the scale of the input; variances need float."""
+        if self.function in ("max", "min"):
+            return "pass"
+        return "output" if self.function in ("mean", "sum") else "island"
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """See the class."""
@@ -284,6 +316,64 @@ class Pad(BridgeLayer):
         return {**super().get_config(), "paddings": self.paddings, "value": self.value}
 
 
+class FullReshape(BridgeLayer):
+    """Reshapes the whole tensor, batch axis included."""
+
+    quantization = "pass"
+
+    def __init__(self, shape: Sequence[int], **kwargs: Any):
+        super().__init__(**kwargs)
+        self.shape = [int(length) for length in shape]
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """See the class."""
+        return tf.reshape(inputs, self.shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """See tf_keras."""
+        return {**super().get_config(), "shape": self.shape}
+
+
+class KerasOperation(BridgeLayer):
+    """A `keras.ops` operation for which the bridge has no layer of its own, run as Keras 3 runs it.
+
+    Args:
+      operation: the operation as `keras.saving.serialize_keras_object` writes it.
+      args: its positional arguments; {"tensor": i} stands for the i-th input, the rest is serialized.
+      kwargs: its keyword arguments likewise.
+    """
+
+    quantization = "island"
+
+    def __init__(self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any], **more: Any):
+        super().__init__(**more)
+        self.operation = operation
+        self.arguments, self.keywords = list(args), dict(kwargs)
+        self._operation = keras.saving.deserialize_keras_object(operation)
+
+    def call(self, inputs: Any) -> Any:
+        """See the class."""
+        tensors = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+        args = [_fill_tensors(item, tensors) for item in self.arguments]
+        kwargs = {key: _fill_tensors(item, tensors) for key, item in self.keywords.items()}
+        return self._operation.call(*args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """See tf_keras."""
+        mine = {"operation": self.operation, "args": list(self.arguments), "kwargs": dict(self.keywords)}
+        return {**super().get_config(), **mine}
+
+
+def _fill_tensors(item: Any, tensors: Sequence[tf.Tensor]) -> Any:
+    if isinstance(item, dict) and set(item) == {"tensor"}:
+        return tensors[item["tensor"]]
+    if isinstance(item, dict) and "class_name" in item:
+        return keras.saving.deserialize_keras_object(item)
+    if isinstance(item, (list, tuple)):
+        return [_fill_tensors(entry, tensors) for entry in item]
+    return item
+
+
 class MatMul(BridgeLayer):
     """Matrix product of the last two axes of two tensors."""
 
@@ -370,5 +460,8 @@ def quantization_of(layer: Any) -> str:
 
 def custom_objects() -> dict[str, type]:
     """Our layers by class name, for `tf_keras.models.load_model(..., custom_objects=...)` and scopes."""
-    classes = (ConstantAdd, ConstantMultiply, ConstantMinus, HardSwish, Swish, Gelu, Unary, Reduce, Cast)
-    return {cls.__name__: cls for cls in (*classes, Slice, Resize, Pad, MatMul)}
+    return {name: cls for name, cls in globals().items() if _is_ours(cls) and not name.startswith("_")}
+
+
+def _is_ours(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, BridgeLayer) and value is not BridgeLayer

@@ -13,6 +13,7 @@ import keras
 
 from keras_kd.compression import bridge_rules_conv as conv
 from keras_kd.compression import bridge_rules_norm as norm
+from keras_kd.compression import bridge_rules_ops as ops
 from keras_kd.compression import bridge_rules_shape as shape
 from keras_kd.compression.bridge_build import Call, CallRule, LayerRule
 
@@ -50,6 +51,7 @@ LAYER_RULES: dict[str, LayerRule] = {
     "GlobalMaxPooling2D": shape.same(*_GLOBAL_POOL),
     "GlobalMaxPooling3D": shape.same(*_GLOBAL_POOL),
     "Identity": shape.identity,
+    "LayerNormalization": norm.layer_normalization,
     "LeakyReLU": shape.leaky_relu,
     "MaxPooling1D": shape.same(*_POOL),
     "MaxPooling2D": shape.same(*_POOL),
@@ -77,8 +79,14 @@ CALL_RULES: dict[str, CallRule] = {
     "Maximum": shape.merge,
     "Minimum": shape.merge,
     "Multiply": shape.merge,
+    "Normalization": norm.normalization,
     "Rescaling": norm.rescaling,
     "Subtract": shape.merge,
+}
+
+# Layers that keras.applications defines for itself, by class name.
+APPLICATION_RULES: dict[str, CallRule] = {
+    "LayerScale": norm.layer_scale,
 }
 
 
@@ -95,6 +103,11 @@ def rule_finder(custom: Mapping[type, Callable[..., Any]] | None) -> Callable[[A
             if kind in LAYER_RULES:
                 return _as_call_rule(LAYER_RULES[kind])
             return CALL_RULES.get(kind)
+        home = type(operation).__module__
+        if home.startswith("keras.src.applications."):
+            return APPLICATION_RULES.get(kind)
+        if home.startswith("keras.src.ops.") and not isinstance(operation, keras.layers.Layer):
+            return ops.OPERATION_RULES.get(kind, ops.as_keras_runs_it)
         return None
 
     return find

@@ -90,3 +90,43 @@ def scale_and_shift(call: Call, scale: np.ndarray, offset: np.ndarray) -> Any:
         return call.run(ours.ConstantMultiply(scale, name=name), value)
     scaled = call.run(ours.ConstantMultiply(scale, name=f"{name}/scale"), value)
     return call.run(ours.ConstantAdd(offset, name=name), scaled)
+
+
+def normalization(call: Call) -> Any:
+    """Normalization: (x - mean) / max(sqrt(variance), epsilon) with the statistics that it was given."""
+    layer = call.operation
+    if not layer.built or layer.mean is None:
+        raise NotBridgeable("it has no statistics yet: adapt it first")
+    mean = np.asarray(keras.ops.convert_to_numpy(layer.mean), "float32")
+    variance = np.asarray(keras.ops.convert_to_numpy(layer.variance), "float32")
+    deviation = np.maximum(np.sqrt(variance), keras.backend.epsilon())
+    if layer.invert:
+        return scale_and_shift(call, deviation, mean)
+    return scale_and_shift(call, 1.0 / deviation, -mean / deviation)
+
+
+def layer_normalization(layer: Any, name: str) -> Any:
+    """LayerNormalization."""
+    if layer.get_config().get("rms_scaling"):
+        raise NotBridgeable("rms_scaling")
+    return _L.LayerNormalization(
+        **fields(layer, "axis", "epsilon", "center", "scale"),
+        **penalties(layer, *_BATCH_NORM),
+        **common(layer, name),
+    )
+
+
+def layer_scale(call: Call) -> Any:
+    """ConvNeXt's LayerScale, one trained factor per channel, as a depthwise convolution."""
+    layer = call.operation
+    channels = call.input.shape[-1]
+
+    def make() -> Chain:
+        made = _L.DepthwiseConv2D(1, use_bias=False, **common(layer, call.name()))
+        return Chain(
+            [made],
+            forward=[lambda gamma: gamma.reshape(1, 1, channels, 1)],
+            backward=[lambda kernel: kernel.reshape(channels)],
+        )
+
+    return call.chain(call.builder.remembered(call, make))

@@ -6,7 +6,7 @@ import pytest
 from keras import layers as L
 
 from keras_kd.compression.bridge import bridge_report, copy_weights_back, to_tf_keras
-from keras_kd.compression.bridge_rules import CALL_RULES, LAYER_RULES
+from keras_kd.compression.bridge_rules import APPLICATION_RULES, CALL_RULES, LAYER_RULES
 
 IMAGE, SEQUENCE, VOLUME, VECTOR = (8, 8, 3), (8, 3), (5, 6, 4, 2), (6,)
 
@@ -30,6 +30,11 @@ def vector(*layers):
 def merged(layer, count=2):
     inputs = [keras.Input(IMAGE) for _ in range(count)]
     return keras.Model(inputs, layer(inputs))
+
+
+def adapted(layer):
+    layer.adapt(np.random.default_rng(0).normal(3.0, 2.0, size=(16, *IMAGE)))
+    return layer
 
 
 # One entry or more per rule; `test_every_rule_is_tried` fails for a rule without one.
@@ -102,6 +107,10 @@ CASES = {
     "GlobalMaxPooling2D": [lambda: image(L.GlobalMaxPooling2D())],
     "GlobalMaxPooling3D": [lambda: volume(L.GlobalMaxPooling3D())],
     "Identity": [lambda: vector(L.Identity())],
+    "LayerNormalization": [
+        lambda: image(L.LayerNormalization(epsilon=0.1)),
+        lambda: image(L.LayerNormalization(axis=(1, 2), center=False)),
+    ],
     "LeakyReLU": [lambda: vector(L.LeakyReLU(negative_slope=0.15))],
     "MaxPooling1D": [lambda: sequence(L.MaxPooling1D(2))],
     "MaxPooling2D": [lambda: image(L.MaxPooling2D(3, strides=2, padding="same"))],
@@ -109,6 +118,11 @@ CASES = {
     "Maximum": [lambda: merged(L.Maximum(), 3)],
     "Minimum": [lambda: merged(L.Minimum())],
     "Multiply": [lambda: merged(L.Multiply(), 3)],
+    "Normalization": [
+        lambda: image(adapted(L.Normalization())),
+        lambda: vector(L.Normalization(mean=3.0, variance=4.0)),
+        lambda: image(L.Normalization(mean=[1.0, 2.0, 3.0], variance=[4.0, 5.0, 6.0], invert=True)),
+    ],
     "Permute": [lambda: image(L.Permute((3, 1, 2)))],
     "ReLU": [lambda: vector(L.ReLU(max_value=1.5, negative_slope=0.1, threshold=0.2))],
     "RepeatVector": [lambda: vector(L.RepeatVector(3))],
@@ -138,6 +152,8 @@ CASES = {
 def randomize(model, seed=0):
     """Weights in [0.2, 1.2): no initial zero or one hides a swapped weight, and variances are positive."""
     generator = np.random.default_rng(seed)
+    if any(isinstance(layer, L.Normalization) for layer in model.layers):
+        return  # its statistics are no weights to train
     model.set_weights([generator.uniform(0.2, 1.2, w.shape).astype(w.dtype) for w in model.get_weights()])
 
 
@@ -151,6 +167,8 @@ def test_rule_computes_what_keras_computes(kind, number):
     # Both run float32 kernels of TensorFlow; another order of summation moves the last two bits.
     assert bridge_report(bridged).largest_relative_difference < 1e-5
 
+    if kind == "Normalization":
+        return
     before = model.get_weights()
     bridged.set_weights([weight + 1.0 for weight in bridged.get_weights()])
     copy_weights_back(bridged, model)
@@ -158,5 +176,27 @@ def test_rule_computes_what_keras_computes(kind, number):
         np.testing.assert_allclose(new, old + 1.0, rtol=1e-5)
 
 
+def applications_layer(name, *args, **kwargs):
+    """A layer that keras.applications keeps to itself, taken out of a model that uses it."""
+    tiny = keras.applications.ConvNeXtTiny(weights=None, include_top=False, input_shape=(32, 32, 3), **kwargs)
+    return next(type(layer) for layer in tiny.layers if type(layer).__name__ == name)(*args)
+
+
+APPLICATION_CASES = {"LayerScale": lambda: image(applications_layer("LayerScale", 0.5, 3))}
+
+
+@pytest.mark.parametrize("name", APPLICATION_CASES)
+def test_layers_of_keras_applications(name):
+    model = APPLICATION_CASES[name]()
+    randomize(model)
+    bridged = to_tf_keras(model)
+    assert bridge_report(bridged).largest_relative_difference < 1e-5
+    bridged.set_weights([weight + 1.0 for weight in bridged.get_weights()])
+    before = model.get_weights()
+    copy_weights_back(bridged, model)
+    np.testing.assert_allclose(model.get_weights()[0], before[0] + 1.0, rtol=1e-6)
+
+
 def test_every_rule_is_tried():
+    assert sorted(APPLICATION_CASES) == sorted(APPLICATION_RULES)
     assert sorted(CASES) == sorted([*LAYER_RULES, *CALL_RULES])
