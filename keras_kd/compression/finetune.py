@@ -53,11 +53,11 @@ class CompressedModel:
         """
         import tflite_tools
 
+        quantization = _CONVERSIONS[self.recipe.quantization]
+        if calibration is None and quantization in ("int8", "int16x8"):
+            calibration = self.calibration
         return tflite_tools.convert(
-            self.model,
-            quantization=_CONVERSIONS[self.recipe.quantization],
-            calibration=self.calibration if calibration is None else calibration,
-            **convert_kwargs,
+            self.model, quantization=quantization, calibration=calibration, **convert_kwargs
         )
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-DEPTHWISE_REASON = "depthwise kernels stay dense: one small filter per channel, few weights, much accuracy"
+DEPTHWISE_REASON = (
+    "depthwise kernels stay as they are: one small filter per channel, few weights, much accuracy"
+)
 NO_KERNEL_REASON = "has no kernel"
 SHARED_REASON = "a nested model's layers are not reached"
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.compression.kernels import ends, kernels, trained_kernels, why_no_kernel
+from keras_kd.compression.kernels import ends, kernels, most_clusters, trained_kernels, why_no_kernel
 from keras_kd.compression.recipe import Clustering, Pruning, block_of
+from keras_kd.compression.tfmot import can_cluster
 from keras_kd.errors import nearest
 
 END_REASON = "kept dense: {} with a kernel (prune_ends or per_layer prunes it)"
@@ -86,6 +87,8 @@ def _plan(
     if clustering is not None:
         if is_end and not clustering.cluster_ends:
             reasons.append("not clustered: first or last layer with a kernel (cluster_ends clusters it)")
+        elif not can_cluster(layer):
+            reasons.append(f"not clustered: TF-MOT clusters no {type(layer).__name__}")
         elif min(int(np.prod(kernel.shape)) for kernel in found) <= clustering.number_of_clusters:
             reasons.append(
                 f"not clustered: no more weights than the {clustering.number_of_clusters} clusters"
@@ -170,6 +173,25 @@ def check_sparsity(
             f"The sparsity that the recipe asks for was not reached {when}: {'; '.join(short)}. A "
             f"callback that stops "
             "training early or changes weights would do that."
+        )
+
+
+def check_clusters(
+    model: Any, plans: Mapping[str, LayerPlan], *, when: str, wrappers: Mapping[str, Any] | None = None
+) -> None:
+    """Raises unless no clustered kernel has more distinct values than it was to have. See `check_sparsity`."""
+    wrong = []
+    for layer in model.layers:
+        asked = plans.get(layer.name, LayerPlan()).clusters
+        if asked is None:
+            continue
+        for kernel in trained_kernels(layer, (wrappers or {}).get(layer.name)):
+            found = most_clusters(kernel.numpy(), per_channel=False)
+            if found > asked:
+                wrong.append(f"{layer.name}: {found} instead of {asked}")
+    if wrong:
+        raise CompressionError(
+            f"More distinct weights than clusters were asked for {when}: {'; '.join(wrong)}."
         )
 
 

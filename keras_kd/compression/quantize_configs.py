@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -59,29 +60,46 @@ class WarmAverageQuantizer(_quantizers.MovingAverageQuantizer):
         return {}
 
 
-class ZeroKeepingQuantizer(_quantizers.LastValueQuantizer):
-    """Symmetric int8 weights in which today's zeros stay zeros.
+class KeepingQuantizer(_quantizers.LastValueQuantizer):
+    """Symmetric int8 weights that keep what pruning and clustering did before.
+
+    Weights that are zero now stay zero. With clusters, weights that are equal now stay equal: each stands for
+    the mean of its cluster, so that all of them get the same gradient. TF-MOT 0.8.1's own cluster-preserving
+    quantizer lets the zero cluster drift in the last step, and with it the sparsity.
 
     Args:
       per_axis: one scale per index of the last axis (convolutions) instead of one for all.
+      clusters: keep equal weights equal.
     """
 
-    def __init__(self, per_axis: bool):
+    def __init__(self, per_axis: bool, clusters: bool = False):
         super().__init__(num_bits=8, per_axis=per_axis, symmetric=True, narrow_range=True)
+        self.clusters = clusters
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
         """See TF-MOT."""
         built = super().build(tensor_shape, name, layer)
-        built["kept"] = tf.cast(tf.not_equal(getattr(layer.layer, name), 0.0), tf.float32)
+        value = getattr(layer.layer, name).numpy()
+        built["kept"] = tf.constant(value != 0, tf.float32)
+        if self.clusters:
+            values, members = np.unique(value, return_inverse=True)
+            built["members"] = tf.constant(members.reshape(-1), tf.int32)
+            built["count"] = len(values)
         return built
 
     def __call__(self, inputs: Any, training: Any, weights: Mapping[str, Any], **kwargs: Any) -> Any:
         """See TF-MOT."""
-        return super().__call__(inputs * weights["kept"], training, weights, **kwargs)
+        value = inputs
+        if self.clusters:
+            means = tf.math.unsorted_segment_mean(
+                tf.reshape(value, [-1]), weights["members"], weights["count"]
+            )
+            value = tf.reshape(tf.gather(means, weights["members"]), inputs.shape)
+        return super().__call__(value * weights["kept"], training, weights, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """See TF-MOT."""
-        return {"per_axis": self.per_axis}
+        return {"per_axis": self.per_axis, "clusters": self.clusters}
 
 
 class OutputConfig(_qat.QuantizeConfig):
@@ -97,9 +115,12 @@ class OutputConfig(_qat.QuantizeConfig):
 
     def set_quantize_weights(self, layer: Any, quantize_weights: Any) -> None:
         """See TF-MOT."""
+        # A body for AutoGraph, which warns about functions that have only a docstring (TF 2.21).
+        del quantize_weights
 
     def set_quantize_activations(self, layer: Any, quantize_activations: Any) -> None:
         """See TF-MOT."""
+        del quantize_activations
 
     def get_output_quantizers(self, layer: Any) -> list[Any]:
         """See TF-MOT."""
@@ -125,26 +146,26 @@ def scheme(*, keep_zeros: bool = False, keep_clusters: bool = False) -> Any:
       keep_zeros: zeros in kernels stay zeros (PQAT, and with `keep_clusters` PCQAT).
       keep_clusters: the number of distinct values in kernels stays (CQAT).
     """
-    if keep_clusters:
-        base = tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme(
-            preserve_sparsity=keep_zeros
-        )
-    elif keep_zeros:
-        base = _qat.collab_opts.Default8BitPrunePreserveQuantizeScheme()
-    else:
-        base = _qat.default_8bit.Default8BitQuantizeScheme()
-    return _Scheme(base)
+    base = _qat.default_8bit.Default8BitQuantizeScheme()
+    # TF-MOT's own sparsity-preserving scheme, where it knows the layer.
+    preserving = _qat.collab_opts.Default8BitPrunePreserveQuantizeScheme() if keep_zeros else None
+    return _Scheme(
+        base, None if keep_clusters else preserving, keep=keep_zeros or keep_clusters, clusters=keep_clusters
+    )
 
 
 class _Scheme(_qat.QuantizeScheme):
-    def __init__(self, base: Any):
-        self._base = base
+    def __init__(self, base: Any, preserving: Any, *, keep: bool, clusters: bool):
+        self._base, self._preserving, self._keep, self._clusters = base, preserving, keep, clusters
 
     def get_layout_transformer(self) -> Any:
         return _Transformer(self._base.get_layout_transformer())
 
     def get_quantize_registry(self) -> Any:
-        return _Registry(self._base.get_quantize_registry())
+        preserving = self._preserving.get_quantize_registry() if self._preserving else None
+        return _Registry(
+            self._base.get_quantize_registry(), preserving, keep=self._keep, clusters=self._clusters
+        )
 
 
 class _Transformer(_qat.QuantizeLayoutTransform):
@@ -164,16 +185,19 @@ class _Transformer(_qat.QuantizeLayoutTransform):
 
 
 class _Registry(_qat.QuantizeRegistry):
-    """TF-MOT's registry, with our activation quantizer."""
+    """TF-MOT's registry, with our activation quantizer, and weights that keep zeros and clusters."""
 
-    def __init__(self, base: Any):
-        self._base = base
+    def __init__(self, base: Any, preserving: Any, *, keep: bool, clusters: bool):
+        self._base, self._preserving, self._keep, self._clusters = base, preserving, keep, clusters
 
     def supports(self, layer: Any) -> bool:
         return self._base.supports(layer)
 
     def get_quantize_config(self, layer: Any) -> Any:
-        config = self._base.get_quantize_config(layer)
+        by_tfmot = self._preserving is not None and self._preserving.supports(layer)
+        config = (self._preserving if by_tfmot else self._base).get_quantize_config(layer)
+        if self._keep and not by_tfmot and getattr(config, "weight_attrs", None):
+            config.weight_quantizer = KeepingQuantizer(config.weight_quantizer.per_axis, self._clusters)
         if hasattr(config, "activation_quantizer"):
             config.activation_quantizer = WarmAverageQuantizer()
         elif isinstance(layer, tf_keras.layers.Activation) and config.get_output_quantizers(layer):
@@ -207,9 +231,7 @@ def quantize(
         elif kind == "island":
             configs[layer.name] = OutputConfig()
             float_reasons[layer.name] = f"{type(layer).__name__} has no integer kernel"
-    ours = {
-        cls.__name__: cls for cls in (OutputConfig, PassConfig, WarmAverageQuantizer, ZeroKeepingQuantizer)
-    }
+    ours = {cls.__name__: cls for cls in (OutputConfig, PassConfig, WarmAverageQuantizer, KeepingQuantizer)}
     with tf_keras.utils.custom_object_scope({**custom_objects(), **ours}):
         quantized = tfmot_quantized(
             model, scheme=scheme(keep_zeros=keep_zeros, keep_clusters=keep_clusters), configs=configs

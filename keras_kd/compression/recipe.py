@@ -246,6 +246,10 @@ class CompressionRecipe:
                 problems.append(
                     f"int8 weights have {_MOST_INT8_CLUSTERS} values, so {count} clusters cannot survive"
                 )
+            if count < 3 and isinstance(self.pruning, Pruning):
+                problems.append(
+                    "pruning takes one cluster for zero, so that number_of_clusters must be 3 or more"
+                )
             if self.equalize:
                 problems.append("equalize rescales channels, which would undo the clusters")
         _raise_all("CompressionRecipe", problems)

@@ -11,7 +11,7 @@ import tf_keras
 from keras_kd.compression import adapt, batches, tfmot
 from keras_kd.compression.kernels import kernels
 from keras_kd.compression.masks import MaskedKernels
-from keras_kd.compression.plan import LayerPlan, check_sparsity, plan_layers
+from keras_kd.compression.plan import LayerPlan, check_clusters, check_sparsity, plan_layers
 from keras_kd.compression.quantize_configs import quantize
 from keras_kd.compression.recipe import CompressionRecipe, Pruning, block_of
 from keras_kd.compression.report import CompressionReport
@@ -95,22 +95,27 @@ def run(
                 f"Pruning(policy='xnnpack'): XNNPACK's sparse kernels do not fit this model. {refusal}"
             )
     plans = plan_layers(model, recipe.pruning, recipe.clustering, policy_layers=admitted)
+
+    def check(stage: Any, when: str, wrappers: Mapping[str, Any] | None = None) -> None:
+        if recipe.pruning is not None:
+            check_sparsity(stage, plans, recipe.pruning, when=when, wrappers=wrappers)
+        if recipe.clustering is not None and when != "after pruning":
+            check_clusters(stage, plans, when=when, wrappers=wrappers)
+
     if recipe.pruning is not None:
         model = _prune(model, recipe.pruning, plans, training)
-        check_sparsity(model, plans, recipe.pruning, when="after pruning")
+        check(model, "after pruning")
+    if recipe.clustering is not None:
+        model = _cluster(model, plans, training, keep_zeros=recipe.pruning is not None)
+        check(model, "after clustering")
     float_reasons: dict[str, str] = {}
     plain = model
     if recipe.quantization == "int8_qat":
-        model, float_reasons = quantize(model, keep_zeros=recipe.pruning is not None)
+        model, float_reasons = quantize(
+            model, keep_zeros=recipe.pruning is not None, keep_clusters=recipe.clustering is not None
+        )
         _fit("quantize", model, training)
-        if recipe.pruning is not None:
-            check_sparsity(
-                plain,
-                plans,
-                recipe.pruning,
-                when="after quantization-aware training",
-                wrappers=tfmot.wrappers(model),
-            )
+        check(plain, "after quantization-aware training", tfmot.wrappers(model))
     rows = layer_rows(plain, model, plans, recipe, float_reasons)
     report = CompressionReport(str(recipe), rows, training.history, training.best, tuple(notes))
     return model, plain, report, calibration
@@ -241,6 +246,13 @@ def _prune(model: Any, pruning: Pruning, plans: Mapping[str, LayerPlan], trainin
     return tfmot.without_pruning(wrapped)
 
 
+def _cluster(model: Any, plans: Mapping[str, LayerPlan], training: _Training, *, keep_zeros: bool) -> Any:
+    clusters = {name: plan.clusters for name, plan in plans.items() if plan.clusters is not None}
+    wrapped = tfmot.with_clustering(model, clusters, keep_zeros=keep_zeros)
+    _fit("cluster", wrapped, training)
+    return tfmot.without_clustering(wrapped)
+
+
 def _fit(
     phase: str,
     model: Any,
@@ -268,6 +280,7 @@ def _fit(
         optimizer=_optimizer(training.optimizer, data.steps * epochs),
         loss=training.loss,
         metrics=adapt.fresh_metrics(training.metrics),
+        weighted_metrics=[],  # none is asked for; without this tf_keras warns at every evaluation
         jit_compile=False,
     )
     best = BestEpoch(first)

@@ -94,6 +94,40 @@ def without_pruning(model: Any) -> Any:
     return tfmot.sparsity.keras.strip_pruning(model)
 
 
+def can_cluster(layer: Any) -> bool:
+    """True where TF-MOT clusters a weight of this built tf_keras layer."""
+    try:
+        tfmot.clustering.keras.cluster_weights(layer, 3)
+    except (ValueError, AttributeError):
+        return False
+    return bool(layer.get_clusterable_weights())
+
+
+def with_clustering(model: Any, clusters: Mapping[str, int], *, keep_zeros: bool) -> Any:
+    """The model with TF-MOT's clustering wrappers around the named layers; the other layers are shared.
+
+    Args:
+      model: built Functional or Sequential tf_keras model without nested models.
+      clusters: distinct values by layer name.
+      keep_zeros: one of them is zero, and zeros stay where they are.
+    """
+    start = tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS
+
+    def wrap(layer: Any) -> Any:
+        if layer.name not in clusters:
+            return layer
+        return tfmot.clustering.keras.cluster_weights(
+            layer, clusters[layer.name], start, preserve_sparsity=keep_zeros
+        )
+
+    return tf_keras.models.clone_model(model, clone_function=wrap)
+
+
+def without_clustering(model: Any) -> Any:
+    """The model without clustering wrappers; each clustered kernel holds its clusters' values."""
+    return tfmot.clustering.keras.strip_clustering(model)
+
+
 def xnnpack_prunable(model: Any) -> tuple[set[str], str | None]:
     """Names of the layers that TF-MOT's XNNPACK policy prunes, or the reason why it accepts none."""
     policy = tfmot.sparsity.keras.PruneForLatencyOnXNNPack()
