@@ -99,7 +99,7 @@ class Table:
         if length < 4 or length % 2 or vtable + length > reader.size:
             raise reader.outside(vtable, length, f"the list of fields of {label}")
         # Thousands of tables may share one short vtable; a long one is no table of this schema's.
-        reader.charge(length if length > 128 else 16, label)
+        reader.charge(length if length > 128 else 32, label)
         self._fields = struct.unpack_from(f"<{(length - 4) // 2}H", reader.data, vtable + 4)
 
     def _field(self, slot: int) -> int | None:
