@@ -42,7 +42,7 @@ class PipelineResult:
     compressed: Any
     artifact: Any
     agreement: Any
-    histories: dict[str, dict[str, list[float]]]
+    histories: dict[str, dict[str, list[float | None]]]
     output_dir: pathlib.Path | None
     _report: Report
 

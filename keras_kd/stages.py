@@ -44,7 +44,7 @@ class Stages:
     seed: int
     clock: StageClock
     rows: list[Stage] = dataclasses.field(default_factory=list)
-    histories: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
+    histories: dict[str, dict[str, list[float | None]]] = dataclasses.field(default_factory=dict)
     confusions: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
     compressed: Any = None
@@ -137,7 +137,7 @@ class Stages:
                 sparsity=facts.sparsity,
                 size_bytes=artifact.size_bytes,
                 gzip_bytes=artifact.gzip_bytes,
-                latency_us=tflite_tools.benchmark(artifact).latency_us.median if self.latency else None,
+                latency_us=measure.median_latency_us(artifact) if self.latency else None,
                 macs=facts.macs,
             )
         )
