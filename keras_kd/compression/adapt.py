@@ -182,7 +182,7 @@ def _metric_called_through(metric: Any) -> Any:
 
 def _kept(config: dict[str, Any], twin: Callable[..., Any], what: str) -> dict[str, Any]:
     """The settings that the tf_keras twin knows; another one may only hold a value without effect."""
-    known = set(inspect.signature(twin.__init__).parameters)  # type: ignore[misc]
+    known = set(inspect.signature(twin.__init__).parameters)
     kept, lost = {}, {}
     for key, value in config.items():
         if key in known:

@@ -46,7 +46,9 @@ def kernels(layer: Any) -> list[Any]:
 
 def _named(layer: Any, names: Iterable[str]) -> list[Any]:
     found = (getattr(layer, name, None) for name in names)
-    return [value for value in found if hasattr(value, "assign") and value.shape.rank >= 2]
+    return [
+        value for value in found if value is not None and hasattr(value, "assign") and value.shape.rank >= 2
+    ]
 
 
 def trained_kernels(layer: Any, wrapper: Any | None) -> list[Any]:

@@ -205,4 +205,4 @@ def _zero_units(value: np.ndarray, pattern: str) -> np.ndarray:
     whole = np.pad(value == 0, padding, constant_values=True)
     shape = whole.shape
     split = (*shape[:-2], shape[-2] // block[0], block[0], shape[-1] // block[1], block[1])
-    return whole.reshape(split).all(axis=(-3, -1))
+    return np.asarray(whole.reshape(split).all(axis=(-3, -1)))

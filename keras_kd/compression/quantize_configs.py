@@ -23,13 +23,19 @@ from keras_kd.compression.tfmot import quantized as tfmot_quantized
 from keras_kd.compression.tfmot import tfmot
 
 _qat = tfmot.quantization.keras
-_quantizers = _qat.quantizers
+# Declared as Any: mypy does not follow TF-MOT.
+_MovingAverageQuantizer: Any = _qat.quantizers.MovingAverageQuantizer
+_LastValueQuantizer: Any = _qat.quantizers.LastValueQuantizer
+_QuantizeConfig: Any = _qat.QuantizeConfig
+_QuantizeScheme: Any = _qat.QuantizeScheme
+_QuantizeLayoutTransform: Any = _qat.QuantizeLayoutTransform
+_QuantizeRegistry: Any = _qat.QuantizeRegistry
 
 # A range's memory in steps once the warm-up is over, as in TF-MOT.
 _LONGEST_MEMORY = 0.999
 
 
-class WarmAverageQuantizer(_quantizers.MovingAverageQuantizer):
+class WarmAverageQuantizer(_MovingAverageQuantizer):
     """Moving average of batch ranges whose memory grows with the steps: the first batch sets the range.
 
     The average after n batches moves by the larger of 10 / (n + 10) and 0.001.
@@ -60,7 +66,7 @@ class WarmAverageQuantizer(_quantizers.MovingAverageQuantizer):
         return {}
 
 
-class KeepingQuantizer(_quantizers.LastValueQuantizer):
+class KeepingQuantizer(_LastValueQuantizer):
     """Symmetric int8 weights that keep what pruning and clustering did before.
 
     Weights that are zero now stay zero. With clusters, weights that are equal now stay equal: each stands for
@@ -102,7 +108,7 @@ class KeepingQuantizer(_quantizers.LastValueQuantizer):
         return {"per_axis": self.per_axis, "clusters": self.clusters}
 
 
-class OutputConfig(_qat.QuantizeConfig):
+class OutputConfig(_QuantizeConfig):
     """Quantizes what a layer puts out, and nothing inside it."""
 
     def get_weights_and_quantizers(self, layer: Any) -> list[Any]:
@@ -154,7 +160,7 @@ def scheme(*, keep_zeros: bool = False, keep_clusters: bool = False) -> Any:
     )
 
 
-class _Scheme(_qat.QuantizeScheme):
+class _Scheme(_QuantizeScheme):
     def __init__(self, base: Any, preserving: Any, *, keep: bool, clusters: bool):
         self._base, self._preserving, self._keep, self._clusters = base, preserving, keep, clusters
 
@@ -168,7 +174,7 @@ class _Scheme(_qat.QuantizeScheme):
         )
 
 
-class _Transformer(_qat.QuantizeLayoutTransform):
+class _Transformer(_QuantizeLayoutTransform):
     """TF-MOT's graph rewriting, with our quantizer where it put its own output quantizer."""
 
     def __init__(self, base: Any):
@@ -184,7 +190,7 @@ class _Transformer(_qat.QuantizeLayoutTransform):
         return transformed, configs
 
 
-class _Registry(_qat.QuantizeRegistry):
+class _Registry(_QuantizeRegistry):
     """TF-MOT's registry, with our activation quantizer, and weights that keep zeros and clusters."""
 
     def __init__(self, base: Any, preserving: Any, *, keep: bool, clusters: bool):

@@ -179,7 +179,11 @@ def with_separable_split(model: Any) -> Any:
     return transformer(model, [_SplitSeparable()]).transform()[0]
 
 
-class _SplitSeparable(tfmot.quantization.keras.graph_transformations.transforms.Transform):
+# Declared as Any: mypy does not follow TF-MOT.
+_Transform: Any = tfmot.quantization.keras.graph_transformations.transforms.Transform
+
+
+class _SplitSeparable(_Transform):
     def pattern(self) -> Any:
         return tfmot.quantization.keras.graph_transformations.transforms.LayerPattern("SeparableConv2D")
 
