@@ -73,6 +73,7 @@ class Distiller(keras.Model):
         teacher_preprocessing: Callable[[Any], Any] | None = None,
         save_teacher: str = "embed",
         teacher_path: str | None = None,
+        _adapter_shapes: Any = None,
         **kwargs: Any,
     ):
         if not isinstance(student, keras.Model):
@@ -87,8 +88,11 @@ class Distiller(keras.Model):
         kwargs.setdefault("dtype", student_checks.dtype_policy_of(student))
         super().__init__(name=name, autocast=False, **kwargs)
 
-        self.student = student
         self.save_teacher = "none" if is_cache(teacher) else save_teacher
+        if self.save_teacher == "embed":
+            # Tracked under Keras's own attribute name and before the student, for Keras's own layout of the file.
+            super().__setattr__("teacher", teacher)
+        self.student = student
         self.teacher_path = teacher_path
         self.teacher_preprocessing = teacher_preprocessing
         self.student_loss_weight = student_loss_weight
@@ -98,7 +102,7 @@ class Distiller(keras.Model):
         self._expected_fingerprint: str | None = None
         self._additional_losses_only_here = False
         self._measured: set[str] = set()
-        objective.bind(teacher, student)
+        objective.bind(teacher, student, adapter_shapes=_adapter_shapes)
         self._hold_teacher(teacher)
         self._tapped_student = TappedModel(student, objective.student_layer_names)
         self.distillation_losses = list(objective.losses)
@@ -122,9 +126,6 @@ class Distiller(keras.Model):
                     "keras_kd.MovingAverageTeacher(student), or a copy."
                 )
             teacher.trainable = False
-            if self.save_teacher == "embed":
-                # Tracked under Keras's own attribute name, for Keras's own layout of the file.
-                super().__setattr__("teacher", teacher)
         self._runner = TeacherRunner(teacher, self._objective.teacher_layer_names, self.teacher_preprocessing)
 
     def __getattr__(self, name: str) -> Any:
@@ -450,6 +451,9 @@ class Distiller(keras.Model):
                 "teacher_preprocessing": pack(self.teacher_preprocessing),
                 "save_teacher": self.save_teacher,
                 "teacher_path": self.teacher_path,
+                "adapter_shapes": {
+                    name: pack(shapes) for name, shapes in self._objective.adapter_shapes.items()
+                },
             }
         )
         if self.save_teacher == "reference":
@@ -470,6 +474,7 @@ class Distiller(keras.Model):
         config["distillation_losses"] = dict(zip(names, losses)) if names else losses
         for key in ("distillation_loss_weights", "student_loss_weight", "teacher_preprocessing"):
             config[key] = unpack(config.get(key))
+        config["_adapter_shapes"] = config.pop("adapter_shapes", None)
         expected = config.pop("teacher_fingerprint", None)
         if isinstance(config.get("dtype"), dict):
             config["dtype"] = deserialize(config["dtype"])

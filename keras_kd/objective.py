@@ -19,12 +19,13 @@ import keras
 from keras import ops
 
 from keras_kd.errors import UnknownNameError, nearest, raise_all
+from keras_kd.loss_lists import distinct_names, listed_losses, listed_weights
 from keras_kd.losses.base import flatten_nested, loss_name, tap_names
-from keras_kd.losses.tensors import TINY, check_same_shape, sigmoid_logits, softmax_logits
+from keras_kd.losses.tensors import check_same_shape
 from keras_kd.output_kinds import OutputKind, probed_kind, seen_kinds
-from keras_kd.schedules import Schedule, is_number_or_schedule, value_at
+from keras_kd.schedules import Schedule, value_at
 from keras_kd.taps import TappedModel, has_graph
-from keras_kd.teachers.ensemble import MemberOutputs
+from keras_kd.teachers.ensemble import MemberOutputs, mean_of_members
 
 Tensor = Any
 _SIDES = ("teacher", "student")
@@ -43,18 +44,20 @@ class DistillationObjective:
       losses, names, weights: lists in one order.
       teacher_layer_names, student_layer_names: the features that a call needs, without repetition.
       adapters: {loss name: trainable layer}, filled by `bind`.
+      adapter_shapes: {loss name: (teacher's shape, student's shape)} that they were made for.
 
     Raises:
       ValueError: no loss, a thing that is not a loss, a weight that is not a number, or their numbers differ.
     """
 
     def __init__(self, distillation_losses: Any, distillation_loss_weights: Any = None):
-        self.losses, names = _listed(distillation_losses)
-        self.weights = _weights(distillation_loss_weights, self.losses, names)
-        self.names = _distinct([name or loss_name(loss) for loss, name in zip(self.losses, names)])
+        self.losses, names = listed_losses(distillation_losses)
+        self.weights = listed_weights(distillation_loss_weights, self.losses, names)
+        self.names = distinct_names([name or loss_name(loss) for loss, name in zip(self.losses, names)])
         self.teacher_layer_names = _union(tap_names(loss, "teacher") for loss in self.losses)
         self.student_layer_names = _union(tap_names(loss, "student") for loss in self.losses)
         self.adapters: dict[str, keras.layers.Layer] = {}
+        self.adapter_shapes: dict[str, Any] = {}
         self._keywords = [_accepted_keywords(loss.compute_loss) for loss in self.losses]
         self._output_names: dict[str, list[str]] = {side: [] for side in _SIDES}
         self._kinds: dict[str, list[OutputKind | None]] = {side: [] for side in _SIDES}
@@ -91,6 +94,7 @@ class DistillationObjective:
         *,
         teacher_feature_shapes: Mapping[str, Any] | None = None,
         student_feature_shapes: Mapping[str, Any] | None = None,
+        adapter_shapes: Mapping[str, Any] | None = None,
     ) -> None:
         """Look at the models: check every name and shape that can be checked, and make the adapters.
 
@@ -99,11 +103,16 @@ class DistillationObjective:
           student: the Keras model whose layers the losses name (after compression, the original one).
           teacher_feature_shapes: {layer name: shape}; read from the teacher where it is None.
           student_feature_shapes: the same of the student.
+          adapter_shapes: {loss name: (teacher's shape, student's shape)}, what `self.adapter_shapes` was when the
+            adapters were made; for adapters whose teacher is not at hand.
 
         Raises:
           ValueError: everything that does not fit, in one message.
         """
         problems: list[str] = []
+        for name, (teacher_shape, student_shape) in (adapter_shapes or {}).items():
+            if name in self.names:
+                self._make_adapter(name, _as_shape(teacher_shape), _as_shape(student_shape))
         shapes = {"teacher": teacher_feature_shapes, "student": student_feature_shapes}
         for side, model in (("teacher", teacher), ("student", student)):
             wanted = self.teacher_layer_names if side == "teacher" else self.student_layer_names
@@ -135,26 +144,25 @@ class DistillationObjective:
                 found[side] = features[0] if len(features) == 1 else tuple(features)
             else:
                 found[side] = self._output_shape(loss, models[side], side)
-        create = getattr(loss, "create_adapter", None)
+        known = _is_shape(found["teacher"], found["student"])
+        on_outputs = not taps["teacher"] and not taps["student"]
         try:
-            if (
-                create is not None
-                and name not in self.adapters
-                and _is_shape(found["teacher"], found["student"])
-            ):
-                adapter = create(found["teacher"], found["student"])
-                if adapter is not None:
-                    self.adapters[name] = adapter
-            if (
-                not taps["teacher"]
-                and not taps["student"]
-                and getattr(loss, "output_kind", "values") != "values"
-            ):
-                if _is_shape(found["teacher"], found["student"]):
-                    check_same_shape(_Shaped(found["teacher"]), _Shaped(found["student"]), "outputs")
+            if known:
+                self._make_adapter(name, found["teacher"], found["student"])
+            if known and on_outputs and getattr(loss, "output_kind", "values") != "values":
+                check_same_shape(_Shaped(found["teacher"]), _Shaped(found["student"]), "outputs")
         except ValueError as error:
             return [f"{name}: {error}"]
         return []
+
+    def _make_adapter(self, name: str, teacher_shape: Any, student_shape: Any) -> None:
+        create = getattr(self.losses[self.names.index(name)], "create_adapter", None)
+        if create is None or name in self.adapters:
+            return
+        adapter = create(teacher_shape, student_shape)
+        if adapter is not None:
+            self.adapters[name] = adapter
+            self.adapter_shapes[name] = (teacher_shape, student_shape)
 
     def _output_shape(self, loss: Any, model: Any, side: str) -> Any:
         if not has_graph(model):
@@ -344,7 +352,7 @@ class DistillationObjective:
             columns.append((selected, flags))
         structure = columns[0][0]
         combined = [
-            _mean_of_members(
+            mean_of_members(
                 [keras.tree.flatten(outputs)[place] for outputs, _ in columns],
                 [flags[place] if isinstance(flags, list) else flags for _, flags in columns],
                 members.weights,
@@ -383,66 +391,6 @@ class _Shaped:
         self.shape = shape
 
 
-def _listed(losses: Any) -> tuple[list[Any], list[str | None]]:
-    if losses is None:
-        raise ValueError(
-            "'distillation_losses' cannot be None. Give one distillation loss (for example "
-            "keras_kd.losses.LogitsDistillation()), or a list of them."
-        )
-    names: list[str | None]
-    if isinstance(losses, Mapping):
-        names, found = list(losses), list(losses.values())
-    else:
-        found = list(losses) if isinstance(losses, (list, tuple)) else [losses]
-        names = [None] * len(found)
-    problems = [] if found else ["the list is empty."]
-    for index, loss in enumerate(found):
-        if not callable(getattr(loss, "compute_loss", None)):
-            problems.append(
-                f"number {index} is {loss!r}, which has no compute_loss; expected a keras_kd.losses.DistillationLoss."
-            )
-    raise_all(problems, subject="'distillation_losses' is not a list of distillation losses")
-    return found, names
-
-
-def _weights(weights: Any, losses: Sequence[Any], names: Sequence[str | None]) -> list[Any]:
-    if weights is None:
-        return [1.0] * len(losses)
-    if isinstance(weights, Mapping):
-        unknown = [
-            f"there is no loss {name!r}.{nearest(name, filter(None, names))}"
-            for name in weights
-            if name not in names
-        ]
-        raise_all(unknown, subject="'distillation_loss_weights' does not fit")
-        weights = [weights.get(name, 1.0) for name in names]
-    elif is_number_or_schedule(weights):
-        weights = [weights]
-    if len(weights) != len(losses):
-        raise ValueError(
-            f"Number of distillation_loss_weights ({len(weights)}) must match number of distillation_losses "
-            f"({len(losses)})."
-        )
-    wrong = [
-        f"number {index} is {weight!r}; expected a number or a keras_kd.schedules.Schedule."
-        for index, weight in enumerate(weights)
-        if not is_number_or_schedule(weight)
-    ]
-    raise_all(wrong, subject="'distillation_loss_weights' does not fit")
-    return list(weights)
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Names with `_1`, `_2` ... on repetitions, in order."""
-    counts: dict[str, int] = {}
-    result = []
-    for name in names:
-        count = counts.get(name, 0)
-        counts[name] = count + 1
-        result.append(name if count == 0 else f"{name}_{count}")
-    return result
-
-
 def _union(groups: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for group in groups for name in group))
 
@@ -465,6 +413,10 @@ def _is_shape(*shapes: Any) -> bool:
         isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
         for shape in shapes
     )
+
+
+def _as_shape(sizes: Any) -> Any:
+    return tuple(sizes)
 
 
 def _is_concrete(outputs: Any) -> bool:
@@ -528,17 +480,3 @@ def _filled(kinds: Sequence[OutputKind | None], outputs: Any, binary: bool) -> l
     flat = keras.tree.flatten(outputs)
     known = list(kinds) if len(kinds) == len(flat) else [None] * len(flat)
     return [kind or probed_kind(tensor, binary=binary) for kind, tensor in zip(known, flat)]
-
-
-def _mean_of_members(
-    outputs: Sequence[Tensor], flags: Sequence[bool], weights: Sequence[float], kind: str, temperature: Any
-) -> Tensor:
-    if kind == "values":
-        return sum(weight * ops.cast(output, "float32") for output, weight in zip(outputs, weights))
-    if kind == "binary":
-        logits = [sigmoid_logits(output, flag) for output, flag in zip(outputs, flags)]
-        mean = sum(weight * ops.sigmoid(z / temperature) for z, weight in zip(logits, weights))
-        return temperature * sigmoid_logits(mean, from_logits=False)
-    logits = [softmax_logits(output, flag) for output, flag in zip(outputs, flags)]
-    mean = sum(weight * ops.softmax(z / temperature, axis=-1) for z, weight in zip(logits, weights))
-    return temperature * ops.log(ops.maximum(mean, TINY))

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_kd.errors import raise_all
+from keras_kd.losses.tensors import TINY, sigmoid_logits, softmax_logits
 from keras_kd.output_kinds import probed_kind, seen_kinds
 
 Tensor = Any
@@ -131,3 +132,36 @@ class TeacherEnsemble(keras.Model):
             for f in config["preprocessing"]
         ]
         return cls(models, config["weights"], preprocessing=preprocessing, name=config["name"])
+
+
+def mean_of_members(
+    outputs: Sequence[Tensor], flags: Sequence[bool], weights: Sequence[float], kind: str, temperature: Any
+) -> Tensor:
+    """One tensor in the place of the members' tensors.
+
+    Args:
+      outputs: of each member, the same shape.
+      flags: for each member whether its output is logits (and not probabilities).
+      weights: of each member, summing to 1.
+      kind: "logits" of classes, "binary" logits of independent labels, or "values".
+      temperature: T > 0, a number or a scalar tensor.
+
+    Returns:
+      For classes and labels T·log of the mean probabilities at T (for labels T times their log-odds), whose
+      probabilities at T are that mean; for values their mean.
+
+    Example:
+      >>> import numpy as np
+      >>> mean = mean_of_members([np.array([[0.9, 0.1]]), np.array([[0.5, 0.5]])], [False, False], [0.5, 0.5], "logits", 1.0)
+      >>> ops.convert_to_numpy(ops.softmax(mean)).round(4).tolist()
+      [[0.7, 0.3]]
+    """
+    if kind == "values":
+        return sum(weight * ops.cast(output, "float32") for output, weight in zip(outputs, weights))
+    if kind == "binary":
+        logits = [sigmoid_logits(output, flag) for output, flag in zip(outputs, flags)]
+        mean = sum(weight * ops.sigmoid(z / temperature) for z, weight in zip(logits, weights))
+        return temperature * sigmoid_logits(mean, from_logits=False)
+    logits = [softmax_logits(output, flag) for output, flag in zip(outputs, flags)]
+    mean = sum(weight * ops.softmax(z / temperature, axis=-1) for z, weight in zip(logits, weights))
+    return temperature * ops.log(ops.maximum(mean, TINY))

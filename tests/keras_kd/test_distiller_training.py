@@ -347,10 +347,10 @@ def test_all_kinds_of_data_give_the_same_weights():
     x, y = data()
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
     forms = {
-        "numpy": dict(x=x, y=y, batch_size=8, shuffle=False),
-        "tf.data": dict(x=dataset),
-        "PyDataset": dict(x=Batches(x, y), shuffle=False),
-        "generator": dict(x=((x[i : i + 8], y[i : i + 8]) for i in (0, 8, 16))),
+        "numpy": {"x": x, "y": y, "batch_size": 8, "shuffle": False},
+        "tf.data": {"x": dataset},
+        "PyDataset": {"x": Batches(x, y), "shuffle": False},
+        "generator": {"x": ((x[i : i + 8], y[i : i + 8]) for i in (0, 8, 16))},
     }
     results = {}
     for name, arguments in forms.items():
