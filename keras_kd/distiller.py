@@ -18,7 +18,7 @@ from keras_kd.probing import first_inputs
 from keras_kd.schedules import Schedule, is_number_or_schedule, value_at
 from keras_kd.taps import TappedModel
 from keras_kd.teachers import targets as teacher_targets
-from keras_kd.teachers.runner import TeacherRunner, as_teacher, fingerprint, is_cache
+from keras_kd.teachers.runner import TeacherRunner, as_teacher, fingerprint, is_cache, network_of
 
 Tensor = Any
 SAVE_TEACHER = ("embed", "reference", "none")
@@ -102,7 +102,7 @@ class Distiller(keras.Model):
         self._expected_fingerprint: str | None = None
         self._additional_losses_only_here = False
         self._measured: set[str] = set()
-        objective.bind(teacher, student, adapter_shapes=_adapter_shapes)
+        objective.bind(network_of(teacher), student, adapter_shapes=_adapter_shapes)
         self._hold_teacher(teacher)
         self._tapped_student = TappedModel(student, objective.student_layer_names)
         self.distillation_losses = list(objective.losses)
@@ -158,7 +158,7 @@ class Distiller(keras.Model):
                 "This is not the teacher that the Distiller was saved with: the fingerprint of its weights differs"
                 + (f" (the teacher's file was {self.teacher_path!r})." if self.teacher_path else ".")
             )
-        self._objective.bind(teacher, self.student)
+        self._objective.bind(network_of(teacher), self.student)
         self._hold_teacher(teacher)
         self.train_function = self.test_function = None
 
@@ -524,5 +524,5 @@ def _argument_problems(teacher: Any, student: Any, preprocessing: Any, save_teac
     if teacher is None and save_teacher == "embed":
         problems.append("teacher is None; expected a keras.Model.")
     if preprocessing is None:
-        problems.extend(student_checks.input_problems(teacher, student))
+        problems.extend(student_checks.input_problems(network_of(teacher), student))
     return problems

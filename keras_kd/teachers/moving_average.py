@@ -56,16 +56,6 @@ class MovingAverageTeacher(keras.Model):
         self.trainable = False
         self.built = True
 
-    @property
-    def inputs(self) -> Any:
-        """Symbolic inputs of the averaged model, where it has them."""
-        return getattr(self.model, "inputs", None)
-
-    @property
-    def outputs(self) -> Any:
-        """Symbolic outputs of the averaged model, where it has them."""
-        return getattr(self.model, "outputs", None)
-
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The averaged model's outputs, in inference mode."""
         return self.model(inputs, training=False)

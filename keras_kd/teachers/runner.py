@@ -10,6 +10,7 @@ import numpy as np
 from keras_kd.errors import TeacherMissingError
 from keras_kd.taps import TappedModel
 from keras_kd.teachers.ensemble import TeacherEnsemble
+from keras_kd.teachers.moving_average import MovingAverageTeacher
 from keras_kd.teachers.targets import is_packed, unpack
 
 Tensor = Any
@@ -30,6 +31,11 @@ def as_teacher(teacher: Any) -> Any:
         "Teacher must be a keras.Model, a list of them, a keras_kd.TeacherEnsemble or a keras_kd.TeacherCache, got "
         f"{type(teacher).__name__}."
     )
+
+
+def network_of(teacher: Any) -> Any:
+    """The network whose layers and outputs are looked at: of a moving average, the averaged model."""
+    return teacher.model if isinstance(teacher, MovingAverageTeacher) else teacher
 
 
 class TeacherRunner:
@@ -74,7 +80,7 @@ class TeacherRunner:
         if isinstance(self.teacher, TeacherEnsemble):
             return self.teacher.member_outputs(x), {}
         if self._tapped is None:
-            self._tapped = TappedModel(self.teacher, self.layer_names)
+            self._tapped = TappedModel(network_of(self.teacher), self.layer_names)
         return self._tapped(x, training=False)
 
     def of_batch(self, x: Any) -> tuple[Any, dict[str, Any]]:

@@ -26,7 +26,11 @@ def data(examples=24, seed=0):
 
 def dense(width, seed, name):
     keras.utils.set_random_seed(seed)
-    layers = [keras.Input((5,)), keras.layers.Dense(width, "tanh", name="hidden"), keras.layers.Dense(3, name="logits")]
+    layers = [
+        keras.Input((5,)),
+        keras.layers.Dense(width, "tanh", name="hidden"),
+        keras.layers.Dense(3, name="logits"),
+    ]
     return keras.Sequential(layers, name=name)
 
 
@@ -77,7 +81,7 @@ def test_a_reloaded_distiller_has_the_students_weights(tmp_path, save_teacher, s
             np.testing.assert_array_equal(saved, reloaded)
     else:
         assert loaded.teacher is None
-        with pytest.raises(TeacherMissingError, match="distiller.teacher"):
+        with pytest.raises(TeacherMissingError, match=r"distiller\.teacher"):
             loaded.fit(x, y, verbose=0)
         loaded.teacher = teacher
     # Both go on training from the same state, without being compiled again.
@@ -121,11 +125,15 @@ def test_embedded_files_have_the_layout_of_keras(tmp_path):
 
 def test_the_wrong_teacher_is_refused_by_its_fingerprint(tmp_path):
     distiller = Distiller(
-        dense(6, 1, "t"), dense(3, 2, "s"), LogitsDistillation(), save_teacher="reference", teacher_path="big.keras"
+        dense(6, 1, "t"),
+        dense(3, 2, "s"),
+        LogitsDistillation(),
+        save_teacher="reference",
+        teacher_path="big.keras",
     )
     distiller.save(tmp_path / "d.keras")
     loaded = keras.models.load_model(tmp_path / "d.keras")
-    with pytest.raises(ValueError, match="not the teacher.*big.keras"):
+    with pytest.raises(ValueError, match=r"not the teacher.*big\.keras"):
         loaded.teacher = dense(6, 3, "t")
     loaded.teacher = dense(6, 1, "t")
 
@@ -157,9 +165,12 @@ def test_the_student_is_an_ordinary_model_without_a_trace(tmp_path):
 
 
 def test_adapters_are_trained_by_the_distillers_optimizer():
-    x, y = data()
+    x, _ = data()
     distiller = Distiller(
-        dense(6, 1, "t"), dense(3, 2, "s"), FeatureDistillation("mse", "hidden", "hidden"), student_loss_weight=0.0
+        dense(6, 1, "t"),
+        dense(3, 2, "s"),
+        FeatureDistillation("mse", "hidden", "hidden"),
+        student_loss_weight=0.0,
     )
     distiller.compile(keras.optimizers.Adam(0.05))
     before = distiller.adapters[0].get_weights()
@@ -184,7 +195,12 @@ class Record(keras.callbacks.Callback):
 
 def scheduled(schedule, **kwargs):
     distiller = Distiller(
-        dense(6, 1, "t"), dense(3, 2, "s"), LogitsDistillation(), [schedule], student_loss_weight=0.0, **kwargs
+        dense(6, 1, "t"),
+        dense(3, 2, "s"),
+        LogitsDistillation(),
+        [schedule],
+        student_loss_weight=0.0,
+        **kwargs,
     )
     distiller.compile(keras.optimizers.SGD(0.0))
     return distiller
@@ -228,7 +244,9 @@ def test_a_fit_that_is_resumed_goes_on_in_its_schedule():
 
 def test_schedules_count_optimizer_steps_and_not_batches():
     x, _ = data(32)
-    distiller = Distiller(dense(6, 1, "t"), dense(3, 2, "s"), LogitsDistillation(), [schedules.Linear(4.0, 0.0)], 0.0)
+    distiller = Distiller(
+        dense(6, 1, "t"), dense(3, 2, "s"), LogitsDistillation(), [schedules.Linear(4.0, 0.0)], 0.0
+    )
     distiller.compile(keras.optimizers.SGD(0.0, gradient_accumulation_steps=4))
     history = distiller.fit(x, batch_size=8, epochs=4, verbose=0).history  # 4 batches, one step an epoch
     ratio = np.array(history["distillation_loss"]) / np.array(history["logits_distillation"])
@@ -273,7 +291,9 @@ def test_keras_callbacks_work(tmp_path):
         epochs=9,
         verbose=0,
         callbacks=[
-            keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", monitor="val_total_loss", mode="min", save_best_only=True),
+            keras.callbacks.ModelCheckpoint(
+                tmp_path / "best.keras", monitor="val_total_loss", mode="min", save_best_only=True
+            ),
             keras.callbacks.EarlyStopping(monitor="val_loss", patience=2, min_delta=1e-6),
             keras.callbacks.CSVLogger(tmp_path / "log.csv"),
         ],
@@ -294,7 +314,7 @@ def test_tensorboard_gets_the_logs(tmp_path):
     assert list((tmp_path / "board").rglob("events.*"))
 
 
-RUN = '''
+RUN = """
 import os, signal, sys
 import keras, numpy as np, tensorflow as tf
 from keras_kd import Distiller, schedules
@@ -321,7 +341,7 @@ class Kill(keras.callbacks.Callback):
 
 distiller.fit(x, y, batch_size=8, epochs=4, shuffle=False, verbose=0, callbacks=[BackupAndRestore(directory), Kill()])
 np.savez(sys.argv[3], *distiller.student.get_weights(), *distiller.adapters[0].get_weights())
-'''
+"""
 
 
 def test_a_killed_run_that_is_restarted_ends_in_the_same_weights(tmp_path):

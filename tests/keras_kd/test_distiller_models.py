@@ -1,0 +1,505 @@
+"""The models a Distiller takes: several outputs, taps, other inputs, half precision, replicas, several teachers."""
+
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_kd import Distiller, TeacherEnsemble, losses
+from keras_kd.chain import distill_chain
+from keras_kd.errors import TapError, UnknownNameError
+from keras_kd.losses import FeatureDistillation, LogitsDistillation
+from keras_kd.taps import TappedModel, tap_candidates
+from keras_kd.teachers.moving_average import MovingAverageTeacher
+
+FROM_LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(24, 5)).astype("float32"), RNG.integers(0, 3, 24)
+
+
+def dense(width, seed, *, activation=None, name=None):
+    keras.utils.set_random_seed(seed)
+    stack = [
+        keras.Input((5,)),
+        layers.Dense(width, "tanh", name="hidden"),
+        layers.Dense(3, activation, name="last"),
+    ]
+    return keras.Sequential(stack, name=name)
+
+
+def softmax(z, temperature=1.0):
+    e = np.exp((z - z.max(-1, keepdims=True)) / temperature)
+    return e / e.sum(-1, keepdims=True)
+
+
+def kl(p, q):
+    return np.sum(p * (np.log(p) - np.log(q)), -1)
+
+
+def train(distiller, x=X, y=Y, loss=FROM_LOGITS, **kwargs):
+    """Logs of one batch at a learning rate of zero: the loss at the weights as they are."""
+    distiller.compile(keras.optimizers.SGD(0.0), loss)
+    kwargs.setdefault("batch_size", len(Y))
+    return {key: values[0] for key, values in distiller.fit(x, y, verbose=0, **kwargs).history.items()}
+
+
+# Logits or probabilities.
+
+
+class Subclassed(keras.Model):
+    def __init__(self, seed, activation=None):
+        super().__init__()
+        keras.utils.set_random_seed(seed)
+        self.dense = layers.Dense(3, activation)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def activated_elsewhere(seed):
+    """A softmax that no activation attribute shows."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, keras.ops.softmax(layers.Dense(3)(inputs)))
+
+
+SOFTMAX_TEACHERS = {
+    "activation of the last layer": lambda: dense(6, 1, activation="softmax"),
+    "Softmax layer": lambda: keras.Sequential([dense(6, 1), layers.Softmax()]),
+    "Activation layer, reshaped": lambda: keras.Sequential(
+        [dense(6, 1), layers.Activation("softmax"), layers.Reshape((3,))]
+    ),
+    "an operation": lambda: activated_elsewhere(1),
+    "subclassed": lambda: Subclassed(1, "softmax"),
+    "nested": lambda: keras.Sequential([keras.Input((5,)), dense(6, 1, activation="softmax")]),
+}
+
+
+@pytest.mark.parametrize("make", SOFTMAX_TEACHERS.values(), ids=SOFTMAX_TEACHERS.keys())
+def test_a_softmax_teacher_is_seen_and_its_probabilities_are_taken_for_what_they_are(make):
+    teacher, student = make(), dense(4, 2)
+    logs = train(Distiller(teacher, student, LogitsDistillation(temperature=2.0)))
+    log_p = np.log(np.asarray(teacher(X), "float64"))
+    expected = 4 * kl(softmax(log_p, 2), softmax(np.asarray(student(X), "float64"), 2)).mean()
+    assert logs["distillation_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: dense(6, 1), lambda: Subclassed(1), lambda: dense(6, 1, activation="relu")]
+)
+def test_logits_are_left_alone(make):
+    teacher, student = make(), Subclassed(2)
+    logs = train(Distiller(teacher, student, LogitsDistillation(temperature=2.0)))
+    t, s = np.asarray(teacher(X), "float64"), np.asarray(student(X), "float64")
+    assert logs["distillation_loss"] == pytest.approx(4 * kl(softmax(t, 2), softmax(s, 2)).mean(), rel=1e-4)
+
+
+def test_from_logits_overrides_for_teacher_and_student_apart():
+    teacher, student = Subclassed(1, "softmax"), dense(4, 2)
+    logs = train(Distiller(teacher, student, LogitsDistillation(temperature=2.0, from_logits=(True, True))))
+    t, s = np.asarray(teacher(X), "float64"), np.asarray(student(X), "float64")
+    assert logs["distillation_loss"] == pytest.approx(4 * kl(softmax(t, 2), softmax(s, 2)).mean(), rel=1e-4)
+
+
+def test_a_label_loss_that_takes_logits_for_probabilities_is_warned_about():
+    distiller = Distiller(dense(6, 1), dense(4, 2), LogitsDistillation())
+    with pytest.warns(UserWarning, match="ends in logits"):
+        distiller.compile("sgd", "sparse_categorical_crossentropy")
+    distiller = Distiller(dense(6, 1), dense(4, 2, activation="softmax"), LogitsDistillation())
+    with pytest.warns(UserWarning, match="loses those that round to zero"):
+        distiller.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.warns(UserWarning, match="takes them for logits"):
+        distiller.compile("sgd", FROM_LOGITS)
+
+
+# Several outputs, masks, other tasks.
+
+
+def two_headed(width, seed, *, as_dict):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((5,))
+    hidden = layers.Dense(width, "tanh")(inputs)
+    kind, place = layers.Dense(3, name="kind")(hidden), layers.Dense(2, name="place")(hidden)
+    return keras.Model(inputs, {"kind": kind, "place": place} if as_dict else [kind, place])
+
+
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_a_loss_for_each_output(as_dict):
+    teacher, student = two_headed(8, 1, as_dict=as_dict), two_headed(4, 2, as_dict=as_dict)
+    place = RNG.normal(size=(24, 2)).astype("float32")
+    y = {"kind": Y, "place": place} if as_dict else [Y, place]
+    loss = {"kind": FROM_LOGITS, "place": "mse"} if as_dict else [FROM_LOGITS, "mse"]
+    distiller = Distiller(
+        teacher,
+        student,
+        [
+            LogitsDistillation(temperature=2.0, output_name="kind", name="soft"),
+            losses.RegressionDistillation(output_name="place", name="follow"),
+            losses.NormalizedDistillation(output_name="kind", name="normalized"),
+        ],
+    )
+    logs = train(distiller, y=y, loss=loss)
+    flat = lambda outputs: [np.asarray(o, "float64") for o in keras.tree.flatten(outputs)]  # noqa: E731
+    (t_kind, t_place), (s_kind, s_place) = flat(teacher(X)), flat(student(X))
+    assert logs["soft"] == pytest.approx(4 * kl(softmax(t_kind, 2), softmax(s_kind, 2)).mean(), rel=1e-4)
+    assert logs["follow"] == pytest.approx(((t_place - s_place) ** 2).mean(), rel=1e-4)
+    expected = np.asarray(losses.normalized_kd(t_kind, s_kind, Y)).mean()
+    assert logs["normalized"] == pytest.approx(expected, rel=1e-4)
+    evaluated = distiller.evaluate(X, y, verbose=0, return_dict=True)
+    assert evaluated["student_loss"] == pytest.approx(logs["student_loss"], rel=1e-5)
+
+
+def test_nested_losses_skip_an_output_as_in_keras():
+    teacher, student = two_headed(8, 1, as_dict=False), two_headed(4, 2, as_dict=False)
+    loss = LogitsDistillation(temperature=2.0, loss=["kl_divergence", None])
+    logs = train(Distiller(teacher, student, loss, student_loss_weight=0), y=None, loss=None)
+    t, s = np.asarray(teacher(X)[0], "float64"), np.asarray(student(X)[0], "float64")
+    assert logs["total_loss"] == pytest.approx(4 * kl(softmax(t, 2), softmax(s, 2)).mean(), rel=1e-4)
+
+
+def test_several_outputs_and_one_loss_is_an_error_that_says_what_to_do():
+    distiller = Distiller(
+        two_headed(8, 1, as_dict=False), two_headed(4, 2, as_dict=False), LogitsDistillation(), None, 0
+    )
+    with pytest.raises(ValueError, match="output_name="):
+        train(distiller, y=None, loss=None)
+
+
+def test_an_output_that_does_not_exist_is_named_with_the_nearest():
+    distiller = Distiller(
+        two_headed(8, 1, as_dict=True),
+        two_headed(4, 2, as_dict=True),
+        LogitsDistillation(output_name="kinds"),
+        None,
+        0,
+    )
+    with pytest.raises(UnknownNameError, match=r"no output 'kinds'\. Did you mean 'kind'"):
+        train(distiller, y=None, loss=None)
+
+
+def test_segmentation_logits_average_over_pixels():
+    make = lambda seed, width: keras.Sequential(  # noqa: E731
+        [keras.Input((4, 4, 1)), layers.Conv2D(width, 3, padding="same"), layers.Conv2D(3, 1)]
+    )
+    teacher, student = make(1, 6), make(2, 3)
+    x, y = RNG.normal(size=(6, 4, 4, 1)).astype("float32"), RNG.integers(0, 3, (6, 4, 4))
+    logs = train(Distiller(teacher, student, LogitsDistillation(temperature=2.0)), x, y)
+    t, s = np.asarray(teacher(x), "float64"), np.asarray(student(x), "float64")
+    assert logs["distillation_loss"] == pytest.approx(4 * kl(softmax(t, 2), softmax(s, 2)).mean(), rel=1e-4)
+
+
+def test_masked_time_steps_do_not_count():
+    def make(seed, width):
+        keras.utils.set_random_seed(seed)
+        stack = [
+            keras.Input((6,), dtype="int32"),
+            layers.Embedding(9, width, keras.initializers.RandomNormal(stddev=2.0), mask_zero=True),
+            layers.Dense(3),
+        ]
+        return keras.Sequential(stack)
+
+    teacher, student = make(1, 6), make(2, 4)
+    x = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 1]])
+    logs = train(Distiller(teacher, student, LogitsDistillation(), student_loss_weight=0), x, None, None)
+    t, s = np.asarray(teacher(x), "float64"), np.asarray(student(x), "float64")
+    each = 9 * kl(softmax(t, 3), softmax(s, 3))
+    expected = (each[0, :3].mean() + each[1].mean()) / 2
+    assert logs["distillation_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_sigmoid_heads():
+    teacher, student = dense(6, 1, activation="sigmoid"), dense(4, 2)
+    y = RNG.integers(0, 2, (24, 3)).astype("float32")
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    logs = train(Distiller(teacher, student, losses.BinaryLogitsDistillation()), y=y, loss=loss)
+    p, z = np.asarray(teacher(X), "float64"), np.asarray(student(X), "float64")
+    expected = (np.log1p(np.exp(-np.abs(z))) + np.maximum(z, 0) - p * z).mean()
+    assert logs["distillation_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+# Taps.
+
+
+def nested(width, seed, name):
+    keras.utils.set_random_seed(seed)
+    inner = keras.Input((8, 8, 4))
+    block = layers.Conv2D(width, 3, padding="same", name="conv")(inner)
+    block = layers.Add(name="block_3_add")([block, block])
+    backbone = keras.Model(inner, layers.ReLU(name="relu")(block), name="backbone")
+    inputs = keras.Input((8, 8, 1))
+    stem = layers.Conv2D(4, 3, padding="same", name="stem")(inputs)
+    pooled = layers.GlobalAveragePooling2D(name="pool")(backbone(stem))
+    return keras.Model(inputs, layers.Dense(3, name="last")(pooled * 2.0), name=name)
+
+
+def test_taps_reach_into_nested_models():
+    teacher, student = nested(6, 1, "teacher"), nested(6, 2, "student")
+    x, y = RNG.normal(size=(8, 8, 8, 1)).astype("float32"), RNG.integers(0, 3, 8)
+    of_teacher, of_student = (
+        [name for name in tap_candidates(model) if name.startswith("multiply")]
+        for model in (teacher, student)
+    )
+    distiller = Distiller(
+        teacher,
+        student,
+        [
+            FeatureDistillation("mse", "backbone/block_3_add", "backbone/block_3_add", name="inside"),
+            FeatureDistillation("mse", *of_teacher, *of_student, name="operation"),
+        ],
+    )
+    logs = train(distiller, x, y)
+    inside, operation = [], []
+    for model in (teacher, student):
+        stem = model.get_layer("stem")(x)
+        backbone = model.get_layer("backbone")
+        inside.append(2 * np.asarray(backbone.get_layer("conv")(stem), "float64"))
+        operation.append(2 * np.asarray(backbone(stem), "float64").mean((1, 2)))
+    assert logs["inside"] == pytest.approx(((inside[0] - inside[1]) ** 2).mean(), rel=1e-4)
+    assert logs["operation"] == pytest.approx(((operation[0] - operation[1]) ** 2).mean(), rel=1e-4)
+
+
+def test_everything_that_is_wrong_with_taps_comes_in_one_message():
+    with pytest.raises(ValueError) as caught:
+        Distiller(
+            nested(6, 1, "teacher"),
+            nested(4, 2, "student"),
+            [
+                FeatureDistillation("mse", "backbone/block_4_add", "pool"),
+                FeatureDistillation("mse", "pool", "pol"),
+            ],
+        )
+    message = str(caught.value)
+    assert "2 problems" in message
+    assert "no layer 'backbone/block_4_add'" in message and "Did you mean 'backbone/block_3_add'" in message
+    assert "no layer 'pol'" in message and "Did you mean 'pool'" in message
+
+
+def test_a_tap_into_a_subclassed_model_says_why_it_cannot_be():
+    teacher = Subclassed(1)
+    teacher(X)
+    with pytest.raises(ValueError, match="subclassed model, whose layers are called by Python code"):
+        Distiller(teacher, dense(4, 2), FeatureDistillation("mse", "dense", "hidden"))
+    with pytest.raises(TapError, match="not been built"):
+        TappedModel(keras.Sequential([layers.Dense(3, name="a")]), ["a"])
+
+
+def test_widths_that_differ_without_an_adapter_are_refused_before_training():
+    teacher, student = dense(6, 1), dense(4, 2)
+    distiller = Distiller(teacher, student, FeatureDistillation("mse", "hidden", "hidden", adapter=None))
+    with pytest.raises(ValueError, match=r"\(24, 6\).*\(24, 4\)"):
+        train(distiller)
+    with pytest.raises(ValueError, match=r"\(None, 3\).*\(None, 4\)"):
+        Distiller(dense(6, 1), keras.Sequential([keras.Input((5,)), layers.Dense(4)]), LogitsDistillation())
+
+
+# Other inputs, several teachers.
+
+
+@keras.saving.register_keras_serializable("test_distiller_models")
+def doubled(x):
+    return keras.ops.concatenate([x, x], axis=-1)
+
+
+def wide_teacher(seed):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential([keras.Input((10,)), layers.Dense(3)])
+
+
+def test_a_teacher_that_wants_another_input():
+    teacher, student = wide_teacher(1), dense(4, 2)
+    with pytest.raises(ValueError, match=r"\(None, 10\).*\(None, 5\).*teacher_preprocessing"):
+        Distiller(teacher, student, LogitsDistillation())
+    logs = train(Distiller(teacher, student, LogitsDistillation(), teacher_preprocessing=doubled))
+    t, s = np.asarray(teacher(np.concatenate([X, X], -1)), "float64"), np.asarray(student(X), "float64")
+    assert logs["distillation_loss"] == pytest.approx(9 * kl(softmax(t, 3), softmax(s, 3)).mean(), rel=1e-4)
+
+
+def test_an_ensemble_is_the_mean_of_probabilities_at_the_losses_temperature(tmp_path):
+    members = [dense(6, 1), wide_teacher(2), dense(5, 3, activation="softmax")]
+    ensemble = TeacherEnsemble(members, [2, 1, 1], preprocessing=[None, doubled, None])
+    student = dense(4, 4)
+    distiller = Distiller(
+        ensemble,
+        student,
+        [LogitsDistillation(temperature=4.0), LogitsDistillation(temperature=1.0, name="cold")],
+    )
+    logs = train(distiller)
+    z = [
+        np.asarray(members[0](X), "float64"),
+        np.asarray(members[1](np.concatenate([X, X], -1)), "float64"),
+        np.log(np.asarray(members[2](X), "float64")),
+    ]
+    s = np.asarray(student(X), "float64")
+    for name, temperature in (("logits_distillation", 4.0), ("cold", 1.0)):
+        p = sum(w * softmax(logits, temperature) for w, logits in zip((0.5, 0.25, 0.25), z))
+        expected = temperature**2 * kl(p, softmax(s, temperature)).mean()
+        assert logs[name] == pytest.approx(expected, rel=1e-4)
+    assert not any(member.trainable for member in members)
+    distiller.save(tmp_path / "d.keras")
+    loaded = keras.models.load_model(tmp_path / "d.keras")
+    assert train(loaded)["total_loss"] == pytest.approx(logs["total_loss"], rel=1e-5)
+
+
+def test_a_list_of_teachers_is_an_ensemble_and_cannot_be_tapped():
+    distiller = Distiller([dense(6, 1), dense(6, 2)], dense(4, 3), LogitsDistillation())
+    assert isinstance(distiller.teacher, TeacherEnsemble)
+    with pytest.raises(ValueError, match="cannot be tapped in an ensemble"):
+        Distiller([dense(6, 1), dense(6, 2)], dense(4, 3), FeatureDistillation("mse", "hidden", "hidden"))
+
+
+def test_bad_ensembles_list_everything_that_is_wrong():
+    with pytest.raises(ValueError, match="2 problems"):
+        TeacherEnsemble([dense(6, 1), "model"], weights=[1.0])
+    with pytest.raises(ValueError, match="positive sum"):
+        TeacherEnsemble([dense(6, 1)], weights=[0.0])
+
+
+def test_a_moving_average_teacher_follows_every_step():
+    student = dense(4, 2)
+    teacher = MovingAverageTeacher(student, momentum=0.9)
+    expected = [w.astype("float64") for w in student.get_weights()]
+    distiller = Distiller(teacher, student, LogitsDistillation())
+    distiller.compile(keras.optimizers.SGD(0.5), FROM_LOGITS)
+    for _ in range(3):
+        distiller.fit(X, Y, batch_size=24, verbose=0)
+        expected = [0.9 * e + 0.1 * w for e, w in zip(expected, student.get_weights())]
+    for average, want in zip(teacher.get_weights(), expected):
+        np.testing.assert_allclose(average, want, atol=1e-6)
+    assert all(np.abs(a - b).max() > 1e-4 for a, b in zip(teacher.get_weights(), student.get_weights()))
+    with pytest.raises(ValueError, match="MovingAverageTeacher"):
+        Distiller(student, student, LogitsDistillation())
+
+
+def test_a_moving_average_teacher_is_saved_with_its_weights(tmp_path):
+    student = dense(4, 2)
+    distiller = Distiller(MovingAverageTeacher(student, 0.5), student, LogitsDistillation())
+    distiller.compile(keras.optimizers.SGD(0.5), FROM_LOGITS)
+    distiller.fit(X, Y, verbose=0)
+    distiller.save(tmp_path / "d.keras")
+    loaded = keras.models.load_model(tmp_path / "d.keras")
+    for a, b in zip(distiller.teacher.get_weights(), loaded.teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(student.get_weights(), loaded.student.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert loaded.teacher.momentum == 0.5
+
+
+def test_a_chain_returns_every_model_and_history():
+    models = [dense(12, 1), dense(6, 2), dense(3, 3)]
+    before = [model.get_weights() for model in models]
+    seen = []
+    stages = distill_chain(
+        models,
+        X,
+        Y,
+        loss=FROM_LOGITS,
+        epochs=2,
+        verbose=0,
+        on_stage=lambda i, d: seen.append((i, d.teacher, d.student)),
+    )
+    assert seen == [(0, models[0], models[1]), (1, models[1], models[2])]
+    assert [stage.model for stage in stages] == models
+    assert stages[0].history is None and all(len(s.history.history["loss"]) == 2 for s in stages[1:])
+    np.testing.assert_array_equal(before[0][0], models[0].get_weights()[0])
+    assert np.abs(before[1][0] - models[1].get_weights()[0]).max() > 0
+    assert np.abs(before[2][0] - models[2].get_weights()[0]).max() > 0
+    with pytest.raises(ValueError, match="at least two"):
+        distill_chain(models[:1], X, Y)
+
+
+# Half precision.
+
+
+def mixed(width, seed, policy):
+    keras.utils.set_random_seed(seed)
+    hidden = layers.Dense(width, "tanh", name="hidden", dtype=policy)
+    return keras.Sequential([keras.Input((5,)), hidden, layers.Dense(3, dtype="float32")], name=policy)
+
+
+@pytest.mark.parametrize(
+    ("teacher_policy", "student_policy"), [("float32", "mixed_float16"), ("mixed_float16", "float32")]
+)
+def test_mixed_precision_both_ways(teacher_policy, student_policy):
+    dtypes = {}
+
+    @keras.saving.register_keras_serializable("test_distiller_models")
+    class Spy(layers.Layer):
+        def call(self, inputs):
+            dtypes[self.name] = keras.backend.standardize_dtype(inputs.dtype)
+            return inputs
+
+    teacher, student = mixed(6, 1, teacher_policy), mixed(4, 2, student_policy)
+    teacher = keras.Sequential(
+        [keras.Input((5,)), Spy(name="to_teacher", dtype="float32", autocast=False), teacher]
+    )
+    student = keras.Sequential(
+        [keras.Input((5,)), Spy(name="to_student", dtype="float32", autocast=False), student]
+    )
+    losses_used = [
+        LogitsDistillation(),
+        FeatureDistillation("mse", f"{teacher_policy}/hidden", f"{student_policy}/hidden"),
+    ]
+    distiller = Distiller(teacher, student, losses_used)
+    distiller.compile(keras.optimizers.Adam(0.01), FROM_LOGITS)
+    is_scaled = isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert is_scaled == (student_policy == "mixed_float16")
+    history = distiller.fit(X, Y, epochs=15, verbose=0).history
+    assert np.all(np.isfinite(history["loss"])) and history["loss"][-1] < history["loss"][0]
+    assert dtypes == {"to_teacher": "float32", "to_student": "float32"}
+    assert all(keras.backend.standardize_dtype(a.dtype) == "float32" for a in distiller.adapters[0].variables)
+
+
+def test_half_precision_gives_nearly_the_loss_of_single_precision():
+    values = []
+    for policy in ("float32", "mixed_float16"):
+        logs = train(Distiller(dense(6, 1), mixed(4, 2, policy), LogitsDistillation()))
+        values.append(logs["total_loss"])
+    # Ten bits of fraction in the hidden layer: a few parts in a thousand.
+    assert values[1] == pytest.approx(values[0], rel=5e-3)
+
+
+# Replicas.
+
+MIRRORED = """
+    import json, sys
+    import numpy as np, tensorflow as tf, keras
+    devices = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(devices[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+    from keras_kd import Distiller, losses, schedules
+    from keras_kd.losses import FeatureDistillation, LogitsDistillation
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 5)).astype("float32"), rng.integers(0, 3, 32)
+    w = rng.uniform(0.5, 2.0, 32)
+
+    def run():
+        keras.utils.set_random_seed(1)
+        make = lambda width: keras.Sequential([keras.Input((5,)), keras.layers.Dense(width, "tanh", name="h",
+            kernel_regularizer="l2"), keras.layers.Dense(3), keras.layers.Lambda(lambda z: z * 1.0)])
+        distiller = Distiller(make(8), make(4), [LogitsDistillation(), FeatureDistillation("mse", "h", "h")],
+                              [schedules.Linear(1.0, 0.5), 0.5], student_loss_weight=0.3)
+        distiller.compile(keras.optimizers.SGD(0.1, momentum=0.9),
+                          keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        data = tf.data.Dataset.from_tensor_slices((x, y, w)).batch(16)
+        logs = distiller.fit(data, epochs=3, verbose=0, validation_data=data).history
+        return [v.tolist() for v in distiller.student.get_weights()], logs
+
+    one, logs_of_one = run()
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        two, logs_of_two = run()
+    # Sums over two halves instead of one batch, six steps: float32 rounding.
+    for a, b in zip(one, two):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    assert logs_of_one.keys() == logs_of_two.keys()
+    for key in logs_of_one:
+        np.testing.assert_allclose(logs_of_one[key], logs_of_two[key], rtol=1e-4, err_msg=key)
+    print("same")
+"""
+
+
+def test_two_replicas_give_the_weights_of_one_device():
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(MIRRORED)], capture_output=True, text=True)
+    assert done.stdout.strip().endswith("same"), done.stderr[-3000:]
