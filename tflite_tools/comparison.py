@@ -1,6 +1,8 @@
 """`compare`: how far a .tflite file's outputs are from another model's, output by output."""
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 
 from tflite_tools.artifact import TFLiteArtifact
 from tflite_tools.interpreter import ArtifactLike, Isolate, as_artifact, predict
+from tflite_tools.layer_errors import LayerError, layer_errors, plot_layer_errors, short_name, worst_layer
 from tflite_tools.metrics import sqnr_db
 from tflite_tools.records import Record
 from tflite_tools.text_table import DASH, count, text_table
@@ -34,10 +37,18 @@ class OutputComparison(Record):
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonResult(Record):
-    """What `compare` found; the properties speak about the first output."""
+    """What `compare` found; the properties speak about the first output.
+
+    Attributes:
+      num_examples: examples compared.
+      outputs: one row per output.
+      layers: one row per inner tensor, when they were asked for.
+      sha256: of the judged file.
+    """
 
     num_examples: int
     outputs: tuple[OutputComparison, ...]
+    layers: tuple[LayerError, ...] = ()
     sha256: str | None = None
 
     @property
@@ -60,6 +71,17 @@ class ComparisonResult(Record):
         """Of the first output."""
         return self.outputs[0].sqnr_db
 
+    @property
+    def worst_layer(self) -> LayerError | None:
+        """The layer that itself lost most signal to quantization noise; None without `layers=True`."""
+        return worst_layer(self.layers)
+
+    def plot(self, path: str | os.PathLike[str]) -> pathlib.Path:
+        """Draws the error layer by layer; needs `compare(..., layers=True)` and matplotlib."""
+        if not self.layers:
+            raise ValueError("plot: there is nothing to draw; compare(..., layers=True) looks at the layers.")
+        return plot_layer_errors(self.layers, path)
+
     def __str__(self) -> str:
         header = ["output", "top-1 agreement", "max error", "mean error", "SQNR dB"]
         rows = [
@@ -72,7 +94,23 @@ class ComparisonResult(Record):
             ]
             for output in self.outputs
         ]
-        return f"{count(self.num_examples)} examples\n\n{text_table(header, rows)}"
+        text = f"{count(self.num_examples)} examples\n\n{text_table(header, rows)}"
+        if not self.layers:
+            return text
+        table = [
+            [
+                short_name(layer.name),
+                layer.operator,
+                DASH if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
+                DASH if layer.lost_db is None else f"{layer.lost_db:+.1f}",
+                f"{layer.max_error:.4g}",
+            ]
+            for layer in self.layers
+        ]
+        text += "\n\n" + text_table(["layer", "operator", "SQNR dB", "lost dB", "max error"], table, left=2)
+        if self.worst_layer is not None and self.worst_layer.lost_db is not None:
+            text += f"\n\n{short_name(self.worst_layer.name)} loses most: {self.worst_layer.lost_db:.1f} dB."
+        return text
 
 
 def compare(
@@ -80,6 +118,7 @@ def compare(
     artifact: ArtifactLike,
     x: Any,
     *,
+    layers: bool = False,
     isolate: Isolate = "auto",
 ) -> ComparisonResult:
     """Compares a .tflite file with the model it came from, or with another file.
@@ -89,6 +128,8 @@ def compare(
         path.
       artifact: the file to judge.
       x: as for `predict`.
+      layers: also compare layer by layer, over the first 100 examples. A Keras model is converted to a
+        float file for that; any other callable has no layers to look at.
       isolate: as for `predict`.
 
     Returns:
@@ -110,11 +151,30 @@ def compare(
     expected = _named_outputs(_reference_outputs(reference, x, isolate))
     pairs = _pair(expected, measured)
     outputs = tuple(_compare_one(name, first, second) for name, first, second in pairs)
-    return ComparisonResult(num_examples=len(pairs[0][2]), outputs=outputs, sha256=artifact.sha256)
+    rows: tuple[LayerError, ...] = ()
+    if layers:
+        rows = layer_errors(_float_file(reference), artifact, x, isolate=isolate)
+    return ComparisonResult(len(pairs[0][2]), outputs, rows, artifact.sha256)
+
+
+def _is_file(reference: Any) -> bool:
+    return isinstance(reference, (TFLiteArtifact, str, bytes)) or hasattr(reference, "__fspath__")
+
+
+def _float_file(reference: Any) -> TFLiteArtifact:
+    if _is_file(reference):
+        return as_artifact(reference)
+    if not hasattr(reference, "predict"):
+        raise TypeError(
+            "layers: needs a Keras model or a .tflite file as the reference, not a plain function."
+        )
+    from tflite_tools.conversion import convert
+
+    return convert(reference, metadata=False)
 
 
 def _reference_outputs(reference: Any, x: Any, isolate: Isolate) -> Any:
-    if isinstance(reference, (TFLiteArtifact, str, bytes)) or hasattr(reference, "__fspath__"):
+    if _is_file(reference):
         return predict(reference, x, isolate=isolate)
     if hasattr(reference, "predict"):
         return reference.predict(x, verbose=0)

@@ -68,6 +68,7 @@ _NOISE = re.compile(
     r"|Estimated count of arithmetic|Assets written|Saved artifact|The following endpoints|^\* Endpoint"
     r"|Args:|args_0|Output Type|^\s*TensorSpec|Captures:|Total time|will be removed in a future version"
     r"|deprecat|Statistics for quantized inputs were expected|Compiled the loaded model|uncompiled"
+    r"|MLIR crash reproducer|Skipping runtime version metadata"
     r"|without training|untraced functions|grappler|Skipping full serialization",
 )
 _PREFIX = re.compile(

@@ -1,18 +1,21 @@
 """`convert`: a Keras model, a SavedModel or a function becomes a checked .tflite artifact."""
 
+import dataclasses
 import platform
 import tempfile
 import warnings as python_warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from tflite_tools.artifact import TFLiteArtifact, embed
 from tflite_tools.calibration import Calibration, check_calibration
 from tflite_tools.console import captured_console, remarks
-from tflite_tools.errors import ConversionError, nearest
+from tflite_tools.errors import CalibrationError, ConversionError, nearest
 from tflite_tools.failures import explain_failure
-from tflite_tools.flatbuffer import tensor_types
-from tflite_tools.sources import Source, open_source
+from tflite_tools.integer_only import check_integer_only
+from tflite_tools.preprocessing import Preprocessing, as_preprocessing
+from tflite_tools.sources import Source, has_loop, keras_inputs, open_source
+from tflite_tools.training_ranges import check_against_training
 from tflite_tools.version import __version__
 
 QUANTIZATIONS = (None, "float16", "dynamic", "int8", "int16x8")
@@ -21,7 +24,6 @@ _INPUT_DTYPES: dict[str | None, tuple[str, ...]] = {
     "int8": ("int8", "uint8", "float32"),
     "int16x8": ("int16", "float32"),
 }
-_FLOAT_TENSOR_TYPES = {0: "float32", 1: "float16", 10: "float64", 18: "bfloat16"}
 
 
 def convert(
@@ -75,20 +77,29 @@ def convert(
     """
     _check_arguments(quantization, batch_size, input_dtype, metadata)
     with captured_console() as console:
-        from tflite_tools.preprocessing import as_preprocessing
-
         preprocessing = as_preprocessing(include_preprocessing)
         source = open_source(
-            model, batch_size=batch_size, signatures=signatures, preprocess=preprocessing
-        )  # fmt: skip
-    calibrations = _calibrations(source, quantization, calibration)
+            model,
+            batch_size=batch_size,
+            signatures=signatures,
+            preprocess=preprocessing,
+            unroll=quantization in _INTEGER,
+        )
+    calibrations = _calibrations(source, quantization, calibration, preprocessing)
     content, log = _run_converter(
         source, quantization, calibrations, batch_size or 1, input_dtype or _INTEGER.get(str(quantization))
     )
-    notes = [*(w for c in calibrations.values() for w in c.warnings), *remarks(console.text + log)]
-    for warning in (w for c in calibrations.values() for w in c.warnings):
-        python_warnings.warn(warning, stacklevel=2)
-    notes += _check_integer_only(content, quantization, source, bool(calibrations))
+    doubts = [f"The calibration data: {text}" for data in calibrations.values() for text in data.warnings]
+    for doubt in doubts:
+        python_warnings.warn(doubt, stacklevel=2)
+    notes = [*source.notes, *doubts, *remarks(console.text + log)]
+    if quantization in _INTEGER:
+        notes += check_integer_only(
+            content,
+            source.layer_names,
+            trained_ranges=source.trained_ranges,
+            calibrated=bool(calibrations),
+        )
     provenance = _provenance(source, quantization, calibrations, batch_size, input_dtype)
     artifact = TFLiteArtifact(content=content, provenance=provenance, notes=tuple(notes))
     if metadata is False:
@@ -120,7 +131,9 @@ def _check_arguments(
         raise TypeError(f"metadata: expected a dictionary, None or False, got {type(metadata).__name__}.")
 
 
-def _calibrations(source: Source, quantization: str | None, calibration: Any) -> dict[str, Calibration]:
+def _calibrations(
+    source: Source, quantization: str | None, calibration: Any, preprocessing: Preprocessing | None
+) -> dict[str, Calibration]:
     """Checked calibration data per signature; empty when none are needed."""
     if quantization not in _INTEGER:
         if calibration is not None:
@@ -143,14 +156,40 @@ def _calibrations(source: Source, quantization: str | None, calibration: Any) ->
             "500 examples of "
             "the model's inputs, for example calibration=x_train[:500]."
         )
+    if has_loop(source):
+        raise ConversionError(
+            f"quantization={quantization!r} cannot quantize this model's loops (TensorFlow 2.21 ends the process "
+            "when it tries). Build its recurrent layers with unroll=True, or use quantization='dynamic' or "
+            "'float16'."
+        )
     if len(source.functions) == 1:
-        return {name: check_calibration(calibration, inputs) for name, inputs in source.inputs.items()}
-    if not isinstance(calibration, Mapping) or set(calibration) != set(source.functions):
+        calibration = dict.fromkeys(source.functions, calibration)
+    elif not isinstance(calibration, Mapping) or set(calibration) != set(source.functions):
         raise ValueError(
             "calibration: this model has several signatures; pass a dictionary with data for each of "
             f"{sorted(source.functions)}."
         )
-    return {name: check_calibration(calibration[name], inputs) for name, inputs in source.inputs.items()}
+    return {name: _checked(source, name, calibration[name], preprocessing) for name in source.functions}
+
+
+def _checked(source: Source, name: str, data: Any, preprocessing: Preprocessing | None) -> Calibration:
+    """One signature's data, checked for form, and then against what the model remembers of its training."""
+    checked = check_calibration(data, source.inputs[name])
+    model = source.models.get(name)
+    if model is None:
+        return checked
+    arrays: Mapping[str, Any] = checked.arrays
+    if preprocessing is not None:
+        specs = keras_inputs(model, None)
+        ready = preprocessing(specs, [arrays[spec.name] for spec in source.inputs[name]])
+        arrays = {spec.name: tensor.numpy() for spec, tensor in zip(specs, ready)}
+    problems: list[str] = []
+    warnings = list(checked.warnings)
+    with captured_console():
+        check_against_training(model, arrays, problems, warnings)
+    if problems:
+        raise CalibrationError(problems)
+    return dataclasses.replace(checked, warnings=tuple(warnings))
 
 
 def _run_converter(
@@ -200,44 +239,6 @@ def _representative(calibrations: Mapping[str, Calibration], batch_size: int) ->
                 yield batch if len(calibrations) == 1 else (signature, batch)
 
     return generate
-
-
-def _check_integer_only(
-    content: bytes, quantization: str | None, source: Source, calibrated: bool
-) -> Sequence[str]:
-    """With "int8" nothing may compute in float, except the conversion at a float input or output."""
-    if quantization not in _INTEGER:
-        return ()
-    float_names = [name for _, kind, name in tensor_types(content) if kind in _FLOAT_TENSOR_TYPES]
-    io_names = _io_tensor_names(content)
-    left = sorted({name for name in float_names if name not in io_names})
-    if not left:
-        return ()
-    layers = sorted({layer for layer in source.layer_names for name in left if layer in name.split("/")})
-    where = f"layers {', '.join(layers)}" if layers else "tensors " + ", ".join(left[:5])
-    if source.trained_ranges and not calibrated:
-        raise ConversionError(
-            f"Training gave no ranges for {where}, so {len(left)} tensors would stay float. Pass "
-            "calibration= beside the "
-            "QAT model; it is used for these tensors only.",
-            layers=layers,
-        )
-    return (
-        f"{len(left)} tensors stay float32: .tflite has no integer form of their operators ({where}). "
-        "A microcontroller or an integer-only accelerator will refuse this file.",
-    )
-
-
-def _io_tensor_names(content: bytes) -> set[str]:
-    from tflite_tools.flatbuffer import Table
-
-    names = set()
-    for graph in Table.root(content).tables(2):
-        tensors = graph.tables(0)
-        for number in [*graph.integers(1), *graph.integers(2)]:
-            if 0 <= number < len(tensors):
-                names.add(tensors[number].text(3))
-    return names
 
 
 def _provenance(

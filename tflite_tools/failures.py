@@ -35,7 +35,7 @@ def explain_failure(
     """
     text = f"{error}\n{printed}"
     operators = list(dict.fromkeys(re.findall(r"'tf\.(\w+)' op is neither", text)))
-    layers = _layers_in(text, layer_names)
+    layers = layers_in(text, layer_names)
     log = text
     if operators:
         where = f" (layer {', '.join(map(repr, layers))})" if layers else ""
@@ -76,7 +76,7 @@ def explain_failure(
     )
 
 
-def _layers_in(text: str, layer_names: Sequence[str]) -> list[str]:
+def layers_in(text: str, layer_names: Sequence[str]) -> list[str]:
     """Layers named in the converter's locations, such as "net_1/my_fft_1/FFT2D@__inference_...".
 
     Keras numbers the scopes of a traced call ("my_fft" becomes "my_fft_1"), so a trailing number is ignored

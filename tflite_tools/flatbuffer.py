@@ -144,6 +144,12 @@ def tensor_types(data: bytes) -> Iterator[tuple[int, int, str]]:
             yield number, tensor.scalar(1, "<b"), tensor.text(3)
 
 
+def operator_outputs(data: bytes) -> list[int]:
+    """Tensor numbers that the main graph's operators write, in the order in which they run."""
+    graphs = Table.root(data).tables(2)
+    return [number for node in graphs[0].tables(3) for number in node.integers(2)] if graphs else []
+
+
 def read_metadata(data: bytes) -> dict[str, bytes]:
     """The file's metadata entries: name to content, in the file's order.
 

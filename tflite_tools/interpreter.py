@@ -293,11 +293,9 @@ def _join(parts: list[np.ndarray], single: bool) -> Any:
         return parts[0]
     if not parts:
         return np.empty(0, np.float32)
-    if len({part.shape[1:] for part in parts}) == 1 and parts[0].ndim:
+    if len({part.shape[1:] for part in parts}) == 1:
         return np.concatenate(parts)
-    if len({part.shape for part in parts}) == 1:
-        return np.stack(parts)
-    return parts
+    return [example for part in parts for example in part]
 
 
 def _dequantized(values: Any, spec: TensorSpec) -> Any:

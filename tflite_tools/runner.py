@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tflite_tools.errors import UnsupportedModelError
-from tflite_tools.flatbuffer import custom_codes, has_resource_variables, keeps_state
+from tflite_tools.flatbuffer import custom_codes, has_resource_variables, keeps_state, operator_outputs
 
 Arrays = dict[str, np.ndarray]
 
@@ -46,6 +46,7 @@ class ModelRunner:
       signature: None for the model's main graph.
       num_threads: of the interpreter.
       reference_kernels: the runtime's plain kernels (bit-exact with TFLite Micro) instead of XNNPACK.
+      all_tensors: `outputs` are those of every operator, in the order in which they run. No XNNPACK then.
 
     Raises:
       UnsupportedModelError: the runtime refuses the file; the message says why.
@@ -58,14 +59,24 @@ class ModelRunner:
         signature: str | None = None,
         num_threads: int = 1,
         reference_kernels: bool = False,
+        all_tensors: bool = False,
     ) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         self._content = content
-        resolver = OpResolverType.BUILTIN_REF if reference_kernels else OpResolverType.AUTO
+        resolver = OpResolverType.AUTO
+        if reference_kernels:
+            resolver = OpResolverType.BUILTIN_REF
+        elif all_tensors:
+            # A delegate runs several operators as one and keeps what lies between them to itself.
+            resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         self._make = lambda: Interpreter(
-            model_content=content, num_threads=num_threads, experimental_op_resolver_type=resolver
+            model_content=content,
+            num_threads=num_threads,
+            experimental_op_resolver_type=resolver,
+            experimental_preserve_all_tensors=all_tensors,
         )
+        self._all_tensors = all_tensors
         self._signature = signature
         self.has_variables = has_resource_variables(content)
         self.keeps_state = keeps_state(content)
@@ -98,6 +109,10 @@ class ModelRunner:
             return tuple(_spec(n, d) for n, d in ins.items()), tuple(_spec(n, d) for n, d in outs.items())
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         names = self._signature_names()
+        if self._all_tensors:
+            by_index = {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}
+            outputs = [by_index[index] for index in operator_outputs(self._content) if index in by_index]
+            names = {key: name for key, name in names.items() if key[0] == "i"}
         self._in_index = [detail["index"] for detail in inputs]
         self._out_index = [detail["index"] for detail in outputs]
         return (
@@ -174,7 +189,11 @@ class ModelRunner:
             self._interpreter.reset_all_variables()
         have = len(next(iter(part.values())))
         if have == size:
-            return self.once(part)
+            outputs = self.once(part)
+            # One example whose output does not count examples in front: it gets such an axis.
+            return {
+                n: v[None] if size == 1 and (not v.ndim or len(v) != 1) else v for n, v in outputs.items()
+            }
         padded = {n: np.concatenate([v, np.repeat(v[-1:], size - have, axis=0)]) for n, v in part.items()}
         return {n: v[:have] if v.ndim and len(v) == size else v for n, v in self.once(padded).items()}
 

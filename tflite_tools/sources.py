@@ -5,12 +5,13 @@ Every kind of model takes this road, because it is the one on which variables ar
 and because the input specification of the traced function fixes the batch size.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,8 +50,11 @@ class Source:
       inputs: per signature, its inputs in the model's own order.
       functions: per signature, the traced function.
       layer_names: the model's layers, to recognise them in the converter's messages.
-      variables: what the functions read, in a fixed order; hashed into the provenance.
+      variables: what the functions read; saved along.
+      weights: the model's weights in its own order; hashed into the provenance.
       trained_ranges: whether the model carries quantization ranges from quantization-aware training.
+      models: per signature, the Keras model behind it; empty for other kinds.
+      notes: what was done to the model on the way.
       keep: objects that own variables and tables; they must stay alive and be saved along.
     """
 
@@ -60,7 +64,10 @@ class Source:
     functions: dict[str, Any]
     layer_names: tuple[str, ...]
     variables: tuple[Any, ...]
+    weights: tuple[Any, ...]
     trained_ranges: bool
+    models: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     keep: tuple[Any, ...] = ()
 
     def write(self, folder: str) -> None:
@@ -73,9 +80,9 @@ class Source:
         tf.saved_model.save(module, folder, signatures=self.functions)
 
     def weights_sha256(self) -> str:
-        """SHA-256 over every variable's shape, dtype and bytes, in the model's order."""
+        """SHA-256 over dtype, shape and bytes of every weight, in the order of `model.weights`."""
         digest = hashlib.sha256()
-        for variable in self.variables:
+        for variable in self.weights:
             try:
                 value = np.ascontiguousarray(variable.numpy())
             except (AttributeError, TypeError, NotImplementedError):
@@ -88,7 +95,12 @@ class Source:
 
 
 def open_source(
-    model: Any, *, batch_size: int | None, signatures: Any, preprocess: "Preprocessing | None" = None
+    model: Any,
+    *,
+    batch_size: int | None,
+    signatures: Any,
+    preprocess: "Preprocessing | None" = None,
+    unroll: bool = False,
 ) -> Source:
     """Recognises what came and traces its signatures.
 
@@ -96,7 +108,8 @@ def open_source(
       model: see `convert`.
       batch_size: the fixed leading size of every input; None leaves it open.
       signatures: see `convert`.
-      preprocess: called with the signature's inputs, as (specs, tensors) -> tensors; see preprocessing.py.
+      preprocess: what to put in front of every signature.
+      unroll: trace the recurrent layers of a Keras 3 model step by step instead of as a loop.
 
     Raises:
       TypeError: nothing that can be converted; the message lists what can.
@@ -111,7 +124,9 @@ def open_source(
             return _from_saved_model(path, batch_size, signatures, preprocess)
         model = _load_keras_file(path)
     if isinstance(model, keras.Model):
-        return _from_keras(model, "keras", batch_size, signatures, preprocess)
+        with _unrolled(model, unroll) as notes:
+            source = _from_keras(model, "keras", batch_size, signatures, preprocess)
+        return dataclasses.replace(source, notes=notes)
     tf_keras = sys.modules.get("tf_keras")  # a tf_keras model cannot exist unless somebody imported it
     if tf_keras is not None and isinstance(model, tf_keras.Model):
         return _from_keras(model, "tf_keras", batch_size, signatures, preprocess)
@@ -204,9 +219,8 @@ def _from_keras(
         named = dict(signatures)
     functions, inputs = {}, {}
     for name, part in named.items():
-        functions[name], inputs[name] = _traced(
-            _keras_call(part), _keras_inputs(part, batch_size), preprocess
-        )  # fmt: skip
+        specs = keras_inputs(part, batch_size)
+        functions[name], inputs[name] = _traced(_keras_call(part), specs, preprocess)
     variables = {id(v): v for function in functions.values() for v in function.graph.variables}
     return Source(
         kind=kind,
@@ -215,8 +229,39 @@ def _from_keras(
         functions=functions,
         layer_names=tuple(layer.name for layer in layers),
         variables=tuple(variables.values()),
+        weights=tuple(model.weights),
         trained_ranges=any(type(layer).__name__ in _QUANTIZE_LAYERS for layer in layers),
+        models=named,
     )
+
+
+@contextlib.contextmanager
+def _unrolled(model: Any, wanted: bool) -> Iterator[tuple[str, ...]]:
+    """Recurrent layers with `unroll` set while the context is open.
+
+    Keras 3 traces them as a WHILE loop, and TensorFlow 2.21's calibrator ends the process with a segmentation
+    fault on such a loop. tf_keras traces an LSTM as one fused operator, which quantizes as it is.
+    """
+    layers = [layer for layer in _all_layers(model) if wanted and getattr(layer, "unroll", None) is False]
+    for layer in layers:
+        layer.unroll = True
+    names = ", ".join(layer.name for layer in layers)
+    try:
+        yield (f"The recurrent layers {names} were unrolled: integer files have no loops.",) if layers else ()
+    finally:
+        for layer in layers:
+            layer.unroll = False
+
+
+def has_loop(source: Source) -> bool:
+    """Whether a function holds a loop that the converter cannot fuse into one operator."""
+    for function in source.functions.values():
+        graph = function.graph.as_graph_def()
+        fused = [f for f in graph.library.function if f.attr["api_implements"].s.startswith(b"lstm")]
+        parts = [graph.node, *(f.node_def for f in graph.library.function if f not in fused)]
+        if any(node.op in ("While", "StatelessWhile") for nodes in parts for node in nodes):
+            return True
+    return False
 
 
 def _all_layers(model: Any) -> list[Any]:
@@ -227,9 +272,8 @@ def _all_layers(model: Any) -> list[Any]:
         layer = pending.pop(0)
         found.append(layer)
         pending += getattr(layer, "layers", None) or []
-        inner = getattr(layer, "layer", None)
-        if inner is not None and hasattr(inner, "name"):
-            pending.append(inner)
+        inner = [getattr(layer, name, None) for name in ("layer", "forward_layer", "backward_layer")]
+        pending += [part for part in inner if hasattr(part, "name")]
     return found
 
 
@@ -244,7 +288,8 @@ def _refuse_unfinished(layers: Sequence[Any]) -> None:
             )
 
 
-def _keras_inputs(model: Any, batch_size: int | None) -> tuple[InputSpec, ...]:
+def keras_inputs(model: Any, batch_size: int | None) -> tuple[InputSpec, ...]:
+    """The inputs of a Keras model, in its own order."""
     tensors = getattr(model, "inputs", None)
     if not tensors:
         raise ConversionError(
@@ -350,6 +395,7 @@ def _from_functions(
         functions=traced,
         layer_names=(),
         variables=tuple(variables.values()),
+        weights=tuple(variables.values()),
         trained_ranges=_has_fake_quantization(traced.values()),
         keep=(*keep, *functions.values()) if kind == "saved_model" else keep,
     )
