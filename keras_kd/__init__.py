@@ -1,18 +1,26 @@
 """Knowledge distillation of Keras models, and the road from the student to a measured .tflite file."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
-
-import keras
 
 from tflite_tools.version import __version__
 
-if keras.backend.backend() != "tensorflow":
-    raise ImportError(
-        f"keras_kd needs Keras on TensorFlow, and this process runs it on {keras.backend.backend()!r} "
-        "(KERAS_BACKEND, or 'backend' in keras.json). Set KERAS_BACKEND=tensorflow before Keras is first "
-        "imported. A teacher trained on another backend can be saved as .keras and loaded here."
-    )
+
+def _require_tensorflow(backend: str | None, origin: str) -> None:
+    if backend not in (None, "", "tensorflow"):
+        raise ImportError(
+            f"keras_kd needs Keras on TensorFlow, and {origin} asks for {backend!r}. Set KERAS_BACKEND=tensorflow "
+            "before Keras is first imported. A teacher trained on another backend can be saved as .keras and loaded here."
+        )
+
+
+# Before Keras is imported: a backend that is not installed would end in an error about itself.
+_require_tensorflow(os.environ.get("KERAS_BACKEND"), "the environment variable KERAS_BACKEND")
+
+import keras  # noqa: E402
+
+_require_tensorflow(keras.backend.backend(), "the configuration of Keras (keras.json)")
 
 from keras_kd import losses, schedules
 

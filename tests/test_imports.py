@@ -100,12 +100,18 @@ def test_import_tflite_tools_loads_neither_tensorflow_nor_keras():
 
 
 def test_another_backend_is_one_clear_error():
-    # The numpy backend needs nothing installed, so the check is reached on any machine.
-    done = run("import keras_kd", KERAS_BACKEND="numpy")
+    # JAX need not be installed: the check comes before Keras looks for it.
+    done = run("import keras_kd", KERAS_BACKEND="jax")
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: keras_kd needs Keras on TensorFlow")
-    assert "'numpy'" in last
+    assert "'jax'" in last
+
+
+def test_a_backend_from_the_configuration_file_is_noticed_too():
+    # Keras is on TensorFlow here; only its answer is changed, since no other backend need be installed.
+    done = run("import keras; keras.backend.backend = lambda: 'torch'\nimport keras_kd", KERAS_BACKEND="")
+    assert "keras.json) asks for 'torch'" in done.stderr
 
 
 @pytest.mark.parametrize("package", ["keras_kd", "tflite_tools"])
