@@ -11,7 +11,8 @@ def _require_tensorflow(backend: str | None, origin: str) -> None:
     if backend not in (None, "", "tensorflow"):
         raise ImportError(
             f"keras_kd needs Keras on TensorFlow, and {origin} asks for {backend!r}. Set KERAS_BACKEND=tensorflow "
-            "before Keras is first imported. A teacher trained on another backend can be saved as .keras and loaded here."
+            "before Keras is first imported. A teacher trained on another backend can be saved as .keras and be "
+            "loaded here."
         )
 
 
@@ -22,7 +23,7 @@ import keras  # noqa: E402
 
 _require_tensorflow(keras.backend.backend(), "the configuration of Keras (keras.json)")
 
-from keras_kd import losses, schedules
+from keras_kd import losses, schedules  # noqa: E402
 
 if TYPE_CHECKING:
     from keras_kd.compression.bridge import bridge_report, copy_weights_back, to_tf_keras
