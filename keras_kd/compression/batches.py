@@ -155,12 +155,14 @@ def _as_dataset(data: Any, name: str) -> tuple[tf.data.Dataset, int | None]:
 
     def batches() -> Iterator[Any]:
         for index in range(count):
-            yield tuple(_arrays(part) for part in _tuple(data[index]))
+            yield tuple(_arrays(part) for part in _present(*_tuple(data[index])))
         end = getattr(data, "on_epoch_end", None)
         if end is not None:
             end()
 
-    signature = tf.nest.map_structure(_free_batch_size, tuple(_arrays(part) for part in _tuple(data[0])))
+    signature = tf.nest.map_structure(
+        _free_batch_size, tuple(_arrays(part) for part in _present(*_tuple(data[0])))
+    )
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
     return dataset.apply(tf.data.experimental.assert_cardinality(count)), count
 
@@ -186,7 +188,16 @@ def _triple(*batch: Any) -> tuple[Any, Any, Any]:
 
 def _present(*parts: Any) -> tuple[Any, ...]:
     """tf.data takes no None; trailing ones are cut here and put back by `_triple`."""
-    return tuple(part for part in parts if part is not None)
+    return tuple(_without_lists(part) for part in parts if part is not None)
+
+
+def _without_lists(structure: Any) -> Any:
+    """Lists as tuples: tf.data would stack a list into one tensor."""
+    if isinstance(structure, dict):
+        return {name: _without_lists(part) for name, part in structure.items()}
+    if isinstance(structure, list | tuple):
+        return tuple(_without_lists(part) for part in structure)
+    return structure
 
 
 def _length(structure: Any, name: str) -> int:

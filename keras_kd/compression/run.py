@@ -64,6 +64,7 @@ class _Training:
     metrics: Any
     callbacks: list[Any]
     teaching: Teaching | None
+    output_names: list[str]
     epochs: dict[str, int]
     fit: dict[str, Any]
     history: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
@@ -202,7 +203,7 @@ def _prepare(
             preprocessing=settings.teacher_preprocessing,
             batch=unpack(next(iter(data.dataset(0)))[0]),
         )
-    return _Training(data, validation, loss, optimizer, metrics, callbacks, teaching, epochs, fit)
+    return _Training(data, validation, loss, optimizer, metrics, callbacks, teaching, names, epochs, fit)
 
 
 def _epochs(epochs: int | Mapping[str, int], phases: tuple[str, ...]) -> dict[str, int]:
@@ -275,6 +276,7 @@ def _fit(
         feature_tensors=features,
         masks=masks,
         total_steps=data.steps * epochs,
+        output_names=training.output_names,
     )
     tuner.compile(
         optimizer=_optimizer(training.optimizer, data.steps * epochs),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -38,8 +38,10 @@ class FineTuner(tf_keras.Model):
         feature_tensors: Mapping[str, Any],
         masks: MaskedKernels | None,
         total_steps: int,
+        output_names: Sequence[str],
     ):
         super().__init__(name="fine_tuner")
+        self._output_order = tuple(output_names)
         self.student = student
         self._has_labels = has_labels
         # Plain objects behind a callable: tf_keras must neither track the Keras 3 teacher as part of this
@@ -70,6 +72,7 @@ class FineTuner(tf_keras.Model):
         """See tf_keras."""
         packed, y, weight = tf_keras.utils.unpack_x_y_sample_weight(data)
         x, targets = unpack(packed)
+        labels, y, weight = y, self._ordered(y), self._ordered(weight)
         teaching, masks = self._untracked.teaching, self._untracked.masks
         # Outside the tape: the teacher's activations need not be kept for a gradient nobody asks for.
         taught, teacher_features = teaching.forward(x, targets) if teaching else (None, {})
@@ -88,7 +91,7 @@ class FineTuner(tf_keras.Model):
                     outputs,
                     teacher_features,
                     features,
-                    labels=y,
+                    labels=labels,
                     sample_weight=weight,
                     step=self.optimizer.iterations,
                     total_steps=self._untracked.total_steps,
@@ -102,6 +105,17 @@ class FineTuner(tf_keras.Model):
             masks.apply(tf.cast(self.optimizer.iterations, tf.int64))
         metrics = self.compute_metrics(x, y, outputs, weight) if self._has_labels else {}
         return {**metrics, **self._averaged({"loss": total, **logs})}
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """See tf_keras."""
+        x, y, weight = tf_keras.utils.unpack_x_y_sample_weight(data)
+        return super().test_step((unpack(x)[0], self._ordered(y), self._ordered(weight)))
+
+    def _ordered(self, structure: Any) -> Any:
+        """A dict by output name as a list, which is how the losses are given: wrapped layers change their names."""
+        if isinstance(structure, Mapping):
+            return [structure[name] for name in self._output_order if name in structure]
+        return structure
 
     def _averaged(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Means over the epoch so far, which is what progress bars and histories show."""

@@ -1,0 +1,395 @@
+"""Everything that a Keras user may hand to compress: data in every form, Keras 3 objects of every kind."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import keras_kd
+from keras_kd.compression import adapt, batches
+
+
+def small_student(outputs=3):
+    keras.utils.set_random_seed(0)
+    dense = keras.layers.Dense
+    return keras.Sequential(
+        [
+            keras.Input((6,), name="features"),
+            dense(16, activation="relu", name="a"),
+            dense(16, activation="relu", name="b"),
+            dense(outputs, name="c"),
+        ]
+    )
+
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(50, 6)).astype("float32")
+Y = rng.integers(0, 3, 50)
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+class Batched(keras.utils.PyDataset):
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        part = slice(10 * index, 10 * index + 10)
+        return X[part], Y[part]
+
+
+class LegacyBatched(tf_keras.utils.Sequence):
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        part = slice(10 * index, 10 * index + 10)
+        return X[part], Y[part], np.ones(10, "float32")
+
+
+DATASETS = {
+    "tf.data": lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(10),
+    "tf.data with weights": lambda: tf.data.Dataset.from_tensor_slices((X, Y, np.ones(50))).batch(10),
+    "PyDataset": Batched,
+    "tf_keras Sequence": LegacyBatched,
+}
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_every_kind_of_dataset_trains(kind):
+    data = DATASETS[kind]()
+    compressed = keras_kd.compress(
+        small_student(),
+        "prune50",
+        data,
+        loss=LOSS,
+        metrics=["accuracy"],
+        validation_data=data,
+        epochs=2,
+        verbose=0,
+    )
+    assert compressed.report.layer_sparsity["b"] == 0.5
+    assert len(compressed.report.history["prune"]["val_accuracy"]) == 2
+    assert compressed.calibration.shape == (50, 6)
+
+
+def test_a_dataset_of_unknown_length_needs_steps_per_epoch():
+    data = tf.data.Dataset.from_generator(
+        lambda: ((X[:10], Y[:10]) for _ in range(4)),
+        output_signature=(tf.TensorSpec((None, 6), tf.float32), tf.TensorSpec((None,), tf.int64)),
+    )
+    with pytest.raises(ValueError, match="steps_per_epoch"):
+        keras_kd.compress(small_student(), "prune50", data, loss=LOSS, verbose=0)
+    compressed = keras_kd.compress(small_student(), "prune50", data, loss=LOSS, steps_per_epoch=4, verbose=0)
+    assert compressed.report.layer_sparsity["b"] == 0.5
+
+
+def test_labels_beside_a_dataset_are_refused():
+    with pytest.raises(ValueError, match="yields its own labels"):
+        keras_kd.compress(small_student(), "prune50", Batched(), Y, loss=LOSS, verbose=0)
+
+
+def test_batches_depend_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        data = batches.training_batches(np.arange(20), None, batch_size=7, steps_per_epoch=None, seed=seed)
+        assert data.steps == 3
+        return np.concatenate([x.numpy() for x, _, _ in data.dataset(epoch).take(3)]).tolist()
+
+    tf.random.set_seed(1)
+    first = order(0, 0)
+    tf.random.set_seed(2)
+    assert order(0, 0) == first
+    assert sorted(first) == list(range(20))
+    assert order(1, 0) != first and order(0, 1) != first
+    whole = batches.training_batches(np.arange(20), None, batch_size=7, steps_per_epoch=None, seed=0)
+    both = np.concatenate([x.numpy() for x, _, _ in whole.dataset(0).take(6)]).tolist()
+    assert both == order(0, 0) + order(0, 1)
+
+
+def test_sample_weights_reach_the_loss():
+    """With all weight on one example, training sees that example only."""
+    weight = np.zeros(50, "float32")
+    weight[7] = 50.0
+    student = small_student()
+    compressed = keras_kd.compress(
+        student, "prune50@100..100", X, Y, loss=LOSS, batch_size=50, sample_weight=weight, epochs=2, verbose=0
+    )
+    expected = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(Y[7:8], student(X[7:8]))
+    # Keras averages weight * loss over the batch: 50 * loss / 50. The masks come on in the second step.
+    assert compressed.report.history["prune"]["loss"][0] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_class_weight_reaches_the_loss():
+    runs = [
+        keras_kd.compress(
+            small_student(), "prune50", X, Y, loss=LOSS, batch_size=50, class_weight=weights, verbose=0
+        )
+        for weights in (None, {0: 2.0, 1: 2.0, 2: 2.0})
+    ]
+    single, double = (run.report.history["prune"]["loss"][0] for run in runs)
+    assert double == pytest.approx(2 * single, rel=1e-5)
+
+
+def test_regression_with_several_outputs_and_losses_by_name():
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(16, activation="relu", name="hidden")(inputs)
+    middle = keras.layers.Dense(16, activation="relu", name="middle")(hidden)
+    model = keras.Model(
+        inputs, [keras.layers.Dense(1, name="value")(middle), keras.layers.Dense(3, name="kind")(middle)]
+    )
+    teacher = keras.models.clone_model(model)
+    compressed = keras_kd.compress(
+        model,
+        "prune50-int8",
+        X,
+        [X[:, :1], Y],
+        teacher=teacher,
+        distillation_losses=[
+            keras_kd.losses.RegressionDistillation(output_name="value"),
+            keras_kd.losses.LogitsDistillation(output_name="kind"),
+        ],
+        loss={"value": "mse", "kind": LOSS},
+        metrics={"kind": ["accuracy"]},
+        validation_data=(X, [X[:, :1], Y]),
+        verbose=0,
+    )
+    assert compressed.report.layer_sparsity["middle"] == 0.5
+    artifact = compressed.to_tflite()
+    import tflite_tools
+
+    outputs = tflite_tools.predict(artifact, X)
+    values = list(outputs.values()) if isinstance(outputs, dict) else list(outputs)
+    assert sorted(np.asarray(v).shape for v in values) == [(50, 1), (50, 3)]
+    by_name = {"value": X[:, :1], "kind": Y}
+    again = keras_kd.compress(
+        model,
+        "prune50",
+        X,
+        by_name,
+        loss={"value": "mse", "kind": LOSS},
+        validation_data=(X, by_name),
+        verbose=0,
+    )
+    assert again.report.history["prune"]["val_loss"][0] > 0
+    with pytest.raises(ValueError, match=r"unknown outputs \['vale'\].*'value'"):
+        keras_kd.compress(model, "prune50", X, [X[:, :1], Y], loss={"vale": "mse"}, verbose=0)
+
+
+def test_the_students_own_compile_is_used():
+    student = small_student()
+    student.compile(
+        keras.optimizers.SGD(0.0), LOSS, metrics=[keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")]
+    )
+    compressed = keras_kd.compress(student, "prune50", X, Y, verbose=0)
+    assert "top2" in compressed.report.history["prune"]
+    # SGD with a rate of zero: what was not pruned has not moved.
+    before, after = student.get_layer("b").get_weights()[0], compressed.model.get_layer("b").get_weights()[0]
+    np.testing.assert_array_equal(after[after != 0], before[after != 0])
+
+
+def test_a_legacy_student_and_a_legacy_teacher():
+    dense = tf_keras.layers.Dense
+    student, teacher = (
+        tf_keras.Sequential(
+            [tf_keras.layers.Input((6,)), dense(16, "relu", name="a"), dense(16, "relu", name="b"), dense(3)]
+        )
+        for _ in range(2)
+    )
+    student.compile(
+        "adam", tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    )
+    before = student.get_weights()
+    losses = [keras_kd.losses.LogitsDistillation(), keras_kd.losses.FeatureDistillation("mse", "a", "a")]
+    compressed = keras_kd.compress(
+        student, "prune50-int8", X, Y, teacher=teacher, distillation_losses=losses, verbose=0
+    )
+    assert {"accuracy", "feature_distillation"} <= set(compressed.report.history["quantize"])
+    for now, then in zip(student.get_weights(), before):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_an_ensemble_teaches():
+    teachers = [small_student(), small_student()]
+    compressed = keras_kd.compress(small_student(), "prune50", X, Y, teacher=teachers, loss=LOSS, verbose=0)
+    assert "distillation_loss" in compressed.report.history["prune"]
+
+
+def test_a_learned_adapter_is_trained_and_left_behind():
+    """Widths differ, so that the feature loss projects; the projection is no part of the result."""
+    wide = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(40, activation="relu", name="wide"), keras.layers.Dense(3)]
+    )
+    losses = keras_kd.losses.FeatureDistillation("mse", "wide", "b")
+    compressed = keras_kd.compress(
+        small_student(),
+        "prune50",
+        X,
+        Y,
+        teacher=wide,
+        distillation_losses=losses,
+        epochs=30,
+        loss=LOSS,
+        verbose=0,
+    )
+    logs = compressed.report.history["prune"]["feature_distillation"]
+    assert logs[-1] < 0.7 * logs[0]
+    assert compressed.model.count_params() == small_student().count_params()
+
+
+# Adaptation, piece by piece.
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.Adam(2e-3, beta_1=0.8),
+        keras.optimizers.AdamW(2e-3, weight_decay=1e-4),
+        keras.optimizers.SGD(2e-3, momentum=0.9, nesterov=True, clipnorm=1.0),
+        keras.optimizers.RMSprop(2e-3, rho=0.8),
+        keras.optimizers.Lion(2e-3),
+        keras.optimizers.Nadam(2e-3),
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, 10)),
+        keras.optimizers.SGD(keras.optimizers.schedules.PiecewiseConstantDecay([2], [2e-3, 1e-3])),
+    ],
+    ids=lambda optimizer: type(optimizer).__name__,
+)
+def test_an_adapted_optimizer_takes_the_same_steps(optimizer):
+    twin = adapt.adapt_optimizer(optimizer)
+    ours, theirs = keras.Variable([1.0, -2.0]), tf.Variable([1.0, -2.0])
+    optimizer.build([ours])
+    twin.build([theirs])
+    for gradient in ([0.5, -1.0], [0.1, 2.0], [-0.3, 0.0]):
+        optimizer.apply([tf.constant(gradient)])
+        twin.apply_gradients([(tf.constant(gradient), theirs)])
+    # Both compute in float32 with operations in another order.
+    np.testing.assert_allclose(theirs.numpy(), ours.numpy(), rtol=1e-6)
+
+
+def test_optimizers_that_tf_keras_lacks_are_refused_by_name():
+    with pytest.raises(ValueError, match="Lamb"):
+        adapt.adapt_optimizer(keras.optimizers.Lamb())
+    with pytest.raises(ValueError, match="gradient_accumulation_steps"):
+        adapt.adapt_optimizer(keras.optimizers.Adam(gradient_accumulation_steps=4))
+
+
+@pytest.mark.parametrize(
+    ("loss", "y"),
+    [
+        (keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=2), Y),
+        (keras.losses.CategoricalFocalCrossentropy(from_logits=True), np.eye(3)[Y]),
+        (keras.losses.Huber(0.3), np.eye(3)[Y]),
+        ("mse", np.eye(3)[Y]),
+        (lambda y_true, y_pred: tf.reduce_mean(tf.abs(y_true - y_pred), axis=-1), np.eye(3)[Y]),
+    ],
+    ids=["ignore_class", "focal", "huber", "name", "function"],
+)
+def test_an_adapted_loss_is_the_same_number(loss, y):
+    outputs, weights = tf.constant(X[:, :3]), rng.uniform(size=50).astype("float32")
+    y = y.astype("float32") if y.ndim == 2 else y
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Identity()])
+    model.compile(loss=loss)
+    legacy = tf_keras.Sequential([tf_keras.layers.Input((3,)), tf_keras.layers.Activation("linear")])
+    legacy.compile(loss=adapt.adapt_loss(loss))
+    expected = model.evaluate(outputs, y, sample_weight=weights, batch_size=50, verbose=0)
+    found = legacy.evaluate(outputs, y, sample_weight=weights, batch_size=50, verbose=0)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_losses_that_do_not_exist_or_do_not_reduce_are_refused():
+    with pytest.raises(ValueError, match="crossentropee"):
+        adapt.adapt_loss("crossentropee")
+    with pytest.raises(ValueError, match="reduction"):
+        adapt.adapt_loss(keras.losses.MeanSquaredError(reduction=None))
+
+
+class Spread(keras.metrics.Metric):
+    """A metric that tf_keras does not have."""
+
+    def __init__(self, name="spread"):
+        super().__init__(name=name)
+        self.total = self.add_weight(name="total", initializer="zeros")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.total.assign_add(keras.ops.max(y_pred) - keras.ops.min(y_pred))
+
+    def result(self):
+        return self.total
+
+
+def test_metrics_are_rebuilt_or_called_through():
+    metrics = [keras.metrics.SparseTopKCategoricalAccuracy(2), Spread(), "accuracy"]
+    compressed = keras_kd.compress(
+        small_student(), "prune50", X, Y, loss=LOSS, metrics=metrics, validation_data=(X, Y), verbose=0
+    )
+    logs = compressed.report.history["prune"]
+    assert {"sparse_top_k_categorical_accuracy", "spread", "accuracy"} <= set(logs)
+    outputs = [compressed.model.predict(part, verbose=0) for part in (X[:32], X[32:])]
+    assert logs["val_spread"][-1] == pytest.approx(sum(np.ptp(part) for part in outputs), rel=1e-4)
+
+
+def test_keras_3_callbacks_are_called_and_can_stop_training():
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            seen.append("begin")
+
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append((epoch, sorted(logs)[:1]))
+
+    stop = keras.callbacks.EarlyStopping("val_accuracy", patience=1, min_delta=10.0)
+    compressed = keras_kd.compress(
+        small_student(),
+        "int8",
+        X,
+        Y,
+        loss=LOSS,
+        metrics=["accuracy"],
+        validation_data=(X, Y),
+        epochs=9,
+        callbacks=[Watch(), stop, tf_keras.callbacks.History()],
+        verbose=0,
+    )
+    assert seen[0] == "begin" and seen[1][0] == 0
+    assert len(compressed.report.history["quantize"]["loss"]) == 2
+
+
+def test_a_learning_rate_callback_reaches_the_tf_keras_optimizer():
+    rates = []
+    schedule = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rates.append(rate) or rate / 2)
+    keras_kd.compress(
+        small_student(),
+        "prune50",
+        X,
+        Y,
+        loss=LOSS,
+        optimizer=keras.optimizers.SGD(0.4),
+        epochs=3,
+        callbacks=[schedule],
+        verbose=0,
+    )
+    assert rates == pytest.approx([0.4, 0.2, 0.1])
+
+
+def test_callbacks_that_cannot_work_are_all_named():
+    with pytest.raises(ValueError) as error:
+        adapt.adapt_callbacks(
+            [
+                keras.callbacks.TensorBoard(),
+                keras.callbacks.BackupAndRestore("x.weights.h5"),
+                keras.callbacks.EarlyStopping("val_taste"),
+                "no callback",
+            ]
+        )
+    for word in ("TensorBoard", "BackupAndRestore", "val_taste", "mode='max'", "str is no callback"):
+        assert word in str(error.value)
+
+
+def test_a_subclassed_or_unbuilt_student_is_refused():
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    for student in (Own(), keras.Sequential([keras.layers.Dense(2)]), "student.keras"):
+        with pytest.raises((ValueError, TypeError)):
+            keras_kd.compress(student, "prune50", X, Y, loss=LOSS, verbose=0)
