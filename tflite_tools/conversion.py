@@ -162,11 +162,12 @@ def _calibrations(
             "when it tries). Build its recurrent layers with unroll=True, or use quantization='dynamic' or "
             "'float16'."
         )
-    if len(source.functions) == 1:
+    if len(set(source.inputs.values())) == 1:  # one signature, or several that take the same inputs
         calibration = dict.fromkeys(source.functions, calibration)
     elif not isinstance(calibration, Mapping) or set(calibration) != set(source.functions):
         raise ValueError(
-            "calibration: this model has several signatures; pass a dictionary with data for each of "
+            "calibration: this model has several signatures with inputs of their own; pass a dictionary with data "
+            "for each of "
             f"{sorted(source.functions)}."
         )
     return {name: _checked(source, name, calibration[name], preprocessing) for name in source.functions}

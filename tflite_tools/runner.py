@@ -91,10 +91,11 @@ class ModelRunner:
             self.signatures = tuple(self._interpreter.get_signature_list())
             if self._signature is not None and self._signature not in self.signatures:
                 raise KeyError(self._signature)
+            self._interpreter.allocate_tensors()
+            # After allocate_tensors, which refuses to work while a signature's runner holds the interpreter.
             self._call = (
                 None if self._signature is None else self._interpreter.get_signature_runner(self._signature)
             )
-            self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise UnsupportedModelError(explain_refusal(str(error), self._content)) from None
 

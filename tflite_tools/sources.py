@@ -342,8 +342,19 @@ def _from_saved_model(
             f"The SavedModel {path} has no signatures. Save it with tf.saved_model.save(model, path, "
             "signatures=...)."
         )
+    # Keras exports one function under two names; a file needs it once.
+    default, alias = available.get(DEFAULT_SIGNATURE), available.get("serve")
+    if signatures is None and default is not None and alias is not None and _same_signature(default, alias):
+        del available["serve"]
     return _from_functions(
         available, batch_size, signatures, preprocess, kind="saved_model", name=path.name, keep=(loaded,)
+    )
+
+
+def _same_signature(first: Any, second: Any) -> bool:
+    return (
+        first.structured_input_signature == second.structured_input_signature
+        and first.structured_outputs == second.structured_outputs
     )
 
 
