@@ -26,6 +26,7 @@ _require_tensorflow(keras.backend.backend(), "the configuration of Keras (keras.
 from keras_kd import losses, schedules  # noqa: E402
 
 if TYPE_CHECKING:
+    from keras_kd.chain import ChainStage, distill_chain
     from keras_kd.compression.bridge import bridge_report, copy_weights_back, to_tf_keras
     from keras_kd.compression.bridge_errors import BridgeParityError, UnsupportedLayerError
     from keras_kd.compression.finetune import CompressedModel, compress
@@ -33,12 +34,16 @@ if TYPE_CHECKING:
     from keras_kd.distiller import Distiller
     from keras_kd.pipeline import distill_to_tflite
     from keras_kd.teachers.ensemble import TeacherEnsemble
+    from keras_kd.teachers.moving_average import MovingAverageTeacher
 
 # Where each public name lives. TF-MOT and tf_keras are loaded by the names of `compression` only, and
 # only when such a name is first called, so that `tf.keras` stays Keras 3 in everybody else's process.
 _HOMES = {
     "Distiller": "distiller",
     "TeacherEnsemble": "teachers.ensemble",
+    "MovingAverageTeacher": "teachers.moving_average",
+    "distill_chain": "chain",
+    "ChainStage": "chain",
     "Pruning": "compression.recipe",
     "Clustering": "compression.recipe",
     "CompressionRecipe": "compression.recipe",
@@ -54,17 +59,21 @@ _HOMES = {
 
 __all__ = [
     "BridgeParityError",
+    "ChainStage",
     "Clustering",
     "CompressedModel",
     "CompressionRecipe",
     "Distiller",
+    "MovingAverageTeacher",
     "Pruning",
     "TeacherEnsemble",
     "UnsupportedLayerError",
     "__version__",
     "bridge_report",
+    "callbacks",
     "compress",
     "copy_weights_back",
+    "distill_chain",
     "distill_to_tflite",
     "losses",
     "schedules",
