@@ -31,6 +31,16 @@ def _prepare(teacher_logits: Tensor, student_logits: Tensor) -> tuple[Tensor, Te
 def standardize_logits(logits: Tensor, *, epsilon: float = 1e-7) -> Tensor:
     """Logits of mean 0 and (unbiased) standard deviation 1 over the last axis: (z − mean) / (ε + std).
 
+    Args:
+      logits: float [..., classes], at least 2 classes.
+      epsilon: keeps the quotient finite where all logits are equal.
+
+    Returns:
+      float, the same shape.
+
+    Raises:
+      ValueError: fewer than two classes.
+
     Example:
       >>> import numpy as np
       >>> ops.convert_to_numpy(standardize_logits(np.array([[1.0, 2.0, 3.0]]))).round(4).tolist()
@@ -364,7 +374,7 @@ def correlation_distance(
         a = (a - ops.sum(a * w, axis=axis, keepdims=True) / count) * w
         b = (b - ops.sum(b * w, axis=axis, keepdims=True) / count) * w
         # Floors under the roots, not sums with an epsilon: the correlation stays exact, and its gradient
-        # finite (zero) for a class that is never seen.
+        # finite where there is no spread at all (a class that is never seen).
         spread = ops.sqrt(ops.maximum(ops.sum(a * a, axis=axis), 1e-16))
         spread *= ops.sqrt(ops.maximum(ops.sum(b * b, axis=axis), 1e-16))
         return ops.sum(a * b, axis=axis) / spread
