@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from keras_kd.compression.bridge_errors import BridgeParityError, UnsupportedLayerError
     from keras_kd.compression.finetune import CompressedModel, compress
     from keras_kd.compression.recipe import Clustering, CompressionRecipe, Pruning
+    from keras_kd.compression.sensitivity import sensitivity
     from keras_kd.distiller import Distiller
     from keras_kd.pipeline import distill_to_tflite
     from keras_kd.teachers.ensemble import TeacherEnsemble
@@ -51,6 +52,7 @@ _HOMES = {
     "CompressedModel": "compression.finetune",
     "to_tf_keras": "compression.bridge",
     "copy_weights_back": "compression.bridge",
+    "sensitivity": "compression.sensitivity",
     "bridge_report": "compression.bridge",
     "UnsupportedLayerError": "compression.bridge_errors",
     "BridgeParityError": "compression.bridge_errors",
@@ -77,6 +79,7 @@ __all__ = [
     "distill_to_tflite",
     "losses",
     "schedules",
+    "sensitivity",
     "to_tf_keras",
 ]
 

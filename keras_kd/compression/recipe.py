@@ -47,7 +47,7 @@ class Pruning:
       begin: where in the run the first weights are zeroed, as a fraction of its steps.
       end: where in the run the full sparsity is reached. What follows is recovery.
       per_layer: sparsity by layer name, which overrides ``sparsity`` (0 keeps a layer dense), or
-        ``"auto"``: measured by `keras_kd.sensitivity` so that the whole model reaches ``sparsity``.
+        ``"auto"``: chosen by a sensitivity measurement so that the pruned layers together reach ``sparsity``.
       prune_ends: also prune the first and the last layer with a kernel. They stay dense otherwise: they
         hold few weights and cost most accuracy. A layer named in ``per_layer`` is pruned either way.
       policy: None, or ``"xnnpack"``: only the 1x1 convolutions of a graph that XNNPACK's sparse

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import tensorflow as tf
 import tf_keras
 
 from keras_kd.compression import adapt, batches, tfmot
@@ -17,6 +18,7 @@ from keras_kd.compression.recipe import CompressionRecipe, Pruning, block_of
 from keras_kd.compression.report import CompressionReport
 from keras_kd.compression.rows import layer_rows
 from keras_kd.compression.schedule import pruning_steps
+from keras_kd.compression.sensitivity import AUTO_SPARSITIES, measure_layers
 from keras_kd.compression.student import Student, feature_tensors, private_copy
 from keras_kd.compression.teaching import Teaching, is_precomputed, teach
 from keras_kd.compression.trainer import BestEpoch, FineTuner
@@ -33,6 +35,7 @@ _FIT_ARGUMENTS = (
     "verbose",
 )
 _DEFAULT_LEARNING_RATE = 1e-3
+_SENSITIVITY_BATCHES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,11 @@ def run(
             raise ValueError(
                 f"Pruning(policy='xnnpack'): XNNPACK's sparse kernels do not fit this model. {refusal}"
             )
-    plans = plan_layers(model, recipe.pruning, recipe.clustering, policy_layers=admitted)
+    auto = None
+    if recipe.pruning is not None and recipe.pruning.per_layer == "auto":
+        auto, note = _allocated(model, recipe.pruning, admitted, training)
+        notes.append(note)
+    plans = plan_layers(model, recipe.pruning, recipe.clustering, policy_layers=admitted, auto=auto)
 
     def check(stage: Any, when: str, wrappers: Mapping[str, Any] | None = None) -> None:
         if recipe.pruning is not None:
@@ -219,6 +226,35 @@ def _epochs(epochs: int | Mapping[str, int], phases: tuple[str, ...]) -> dict[st
     if wrong:
         raise adapt.AdaptationError(f"epochs must be integers of 1 or more, got {wrong}")
     return chosen
+
+
+def _allocated(
+    model: Any, pruning: Pruning, admitted: set[str] | None, training: _Training
+) -> tuple[dict[str, float], str]:
+    """Sparsity per layer from a measurement on the first batches of training data."""
+    data = training.data
+    assert data is not None  # _prepare made sure: pruning is a phase
+    if not data.has_labels or len(model.outputs) != 1:
+        raise ValueError(
+            "Pruning(per_layer='auto') measures the labels' loss: it needs labels and one output"
+        )
+    uniform = plan_layers(model, dataclasses.replace(pruning, per_layer=None), None, policy_layers=admitted)
+    layers = [name for name, plan in uniform.items() if plan.sparsity is not None]
+    few = list(data.dataset(0).take(min(data.steps, _SENSITIVITY_BATCHES)))
+    model.compile(loss=training.loss, jit_compile=False)
+
+    def measure() -> tuple[float, None]:
+        losses = [
+            float(model.compute_loss(None, y, model(unpack(x)[0], training=False), weight))
+            for x, y, weight in few
+        ]
+        return sum(losses) / len(losses), None
+
+    examples = sum(int(tf.nest.flatten(x)[0].shape[0]) for x, _, _ in few)
+    found = measure_layers(model, measure, sparsities=AUTO_SPARSITIES, layers=layers, examples=examples)
+    chosen = found.allocate(pruning.sparsity or 0.0)
+    shown = ", ".join(f"{name} {100 * value:.0f} %" for name, value in chosen.items())
+    return chosen, f"sparsity per layer by sensitivity on {examples} training examples: {shown}"
 
 
 def _prune(model: Any, pruning: Pruning, plans: Mapping[str, LayerPlan], training: _Training) -> Any:
