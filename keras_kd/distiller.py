@@ -204,7 +204,7 @@ class Distiller(keras.Model):
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.fit`; `y` may be left out with `student_loss_weight=0`."""
-        self._runner.prepare()
+        self._prepare_teacher()
         x = self._look_at(x)
         if self._fit_length is not None:
             arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
@@ -214,16 +214,20 @@ class Distiller(keras.Model):
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.train_on_batch`."""
-        self._runner.prepare()
+        self._prepare_teacher()
         self._look_at(x)
         return super().train_on_batch(x, *args, **kwargs)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.evaluate` of the student; runs no teacher unless compiled with `evaluate_distillation`."""
         if self.evaluate_distillation and x is not None and not kwargs.get("_use_cached_eval_dataset"):
-            self._runner.prepare()
+            self._prepare_teacher()
             x = self._look_at(x)
         return super().evaluate(x, *args, **kwargs)
+
+    def _prepare_teacher(self) -> None:
+        with self.distribute_strategy.scope():
+            self._runner.prepare()
 
     def _look_at(self, x: Any) -> Any:
         """Find out from one batch what the outputs are, where the models do not show it."""
