@@ -1,0 +1,301 @@
+"""Which architectures go all the way: bridge, prune, quantization-aware training, int8 .tflite, and does it run.
+
+    python benchmarks/coverage.py
+    python benchmarks/coverage.py --families=MobileNetV2,EfficientNetB0 --json
+
+Sixteen families of keras.applications with random weights, 96x96x3 (NASNetMobile: 224), 10 logits. Every
+BatchNormalization first gets the statistics of the data, as in a trained network. Beside it stands what TF-MOT
+itself manages with the tf_keras.applications model of the same name.
+
+A family counts as "int8" when no operator of the file computes in float; a float island is named with the bytes
+of its float weights. SQNR compares the logits of the QAT model in Keras with those of the file. Each family runs
+in a process of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags
+
+FAMILIES = (
+    "MobileNet",
+    "MobileNetV2",
+    "MobileNetV3Small",
+    "MobileNetV3Large",
+    "EfficientNetB0",
+    "EfficientNetV2B0",
+    "ResNet50",
+    "ResNet50V2",
+    "DenseNet121",
+    "NASNetMobile",
+    "Xception",
+    "InceptionV3",
+    "VGG16",
+    "ConvNeXtTiny",
+    "RegNetX002",
+    "ResNetRS50",
+)
+# Keras 3 has no constructor for these two; the tf_keras model itself is the student.
+TF_KERAS_ONLY = ("RegNetX002", "ResNetRS50")
+SQNR_GOAL_DB = 15.0
+SPARSITY = 0.5
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("families", list(FAMILIES), "Which to run.")
+flags.DEFINE_integer("images", 32, "Random images to train and calibrate on.", lower_bound=8)
+flags.DEFINE_integer("batch_size", 8, "Images per training step.", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "Of weights, images and training.")
+flags.DEFINE_bool("tfmot", True, "Also try TF-MOT by itself.")
+flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
+flags.DEFINE_string("one", None, "Used by the script itself: run this family here and print one JSON line.")
+
+
+def build(family: str) -> Any:
+    """The family's model: Keras 3 where keras.applications has it, tf_keras otherwise."""
+    import keras
+
+    side = image_side(family)
+    arguments = {
+        "weights": None,
+        "input_shape": (side, side, 3),
+        "classes": 10,
+        "classifier_activation": None,
+    }
+    if family in TF_KERAS_ONLY:
+        import tf_keras
+
+        return getattr(tf_keras.applications, "regnet" if "RegNet" in family else "resnet_rs").__dict__[
+            family
+        ](**arguments)
+    return getattr(keras.applications, family)(**arguments)
+
+
+def image_side(family: str) -> int:
+    """Pixels per side."""
+    return 224 if family == "NASNetMobile" else 96
+
+
+def images(family: str, count: int, seed: int) -> Any:
+    """Smooth random images in the range that the family expects, [count, side, side, 3]."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    generator = np.random.default_rng(seed)
+    coarse = generator.uniform(0, 255, (count, 8, 8, 3)).astype("float32")
+    side = image_side(family)
+    pixels = np.clip(
+        tf.image.resize(coarse, (side, side)).numpy() + generator.normal(0, 10, (count, side, side, 3)),
+        0,
+        255,
+    ).astype("float32")
+    home = {
+        "MobileNet": "mobilenet",
+        "MobileNetV2": "mobilenet_v2",
+        "ResNet50": "resnet",
+        "ResNet50V2": "resnet_v2",
+        "DenseNet121": "densenet",
+        "NASNetMobile": "nasnet",
+        "Xception": "xception",
+        "InceptionV3": "inception_v3",
+        "VGG16": "vgg16",
+    }.get(family)
+    # The others scale inside the model.
+    return getattr(keras.applications, home).preprocess_input(pixels) if home else pixels
+
+
+def settle(model: Any, x: Any) -> None:
+    """Gives every BatchNormalization the mean and variance of `x`, as training would."""
+    normalizations = [layer for layer in model.layers if type(layer).__name__ == "BatchNormalization"]
+    momenta = [layer.momentum for layer in normalizations]
+    for layer in normalizations:
+        layer.momentum = 0.0
+    model(x, training=True)
+    for layer, momentum in zip(normalizations, momenta):
+        layer.momentum = momentum
+
+
+def run_family(family: str) -> dict[str, Any]:
+    """Every step for one family; a step that fails ends the row with its reason."""
+    import keras
+    import numpy as np
+
+    import keras_kd
+    import tflite_tools
+
+    row: dict[str, Any] = {"family": family, "failed_at": None, "reason": None}
+    started = time.monotonic()
+    step = "bridge"
+    try:
+        keras.utils.set_random_seed(FLAGS.seed)
+        model = build(family)
+        x = images(family, FLAGS.images, FLAGS.seed)
+        y = np.random.default_rng(FLAGS.seed).integers(0, 10, FLAGS.images)
+        settle(model, x)
+        row["parameters"] = int(model.count_params())
+        bridged = keras_kd.to_tf_keras(model)
+        row["parity"] = keras_kd.bridge_report(bridged).largest_relative_difference
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        arguments = {"loss": loss, "optimizer": keras.optimizers.SGD(1e-4), "epochs": 1, "verbose": 0}
+        arguments.update(batch_size=FLAGS.batch_size, seed=FLAGS.seed)
+        step = "prune"
+        pruned = keras_kd.compress(model, f"prune{round(100 * SPARSITY)}", x, y, **arguments)
+        reached = [value for value in pruned.report.layer_sparsity.values() if value]
+        row["sparsity"] = min(reached) if reached else None
+        del pruned
+        step = "QAT"
+        compressed = keras_kd.compress(model, "int8_qat", x, y, **arguments)
+        row["qat"] = True
+        step = "convert"
+        artifact = compressed.to_tflite()
+        row["bytes"] = artifact.size_bytes
+        row.update(float_part(artifact))
+        step = "run"
+        comparison = tflite_tools.compare(compressed.model, artifact, x)
+        row["runs"] = True
+        row["sqnr_db"] = comparison.sqnr_db
+    except Exception as error:  # the table is about what fails, so nothing may end it
+        row["failed_at"] = step
+        row["reason"] = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+    row["seconds"] = round(time.monotonic() - started, 1)
+    if FLAGS.tfmot:
+        row.update(tfmot_alone(family))
+    return row
+
+
+def float_part(artifact: Any) -> dict[str, Any]:
+    """Operators of the file that compute in float, counted by name, and the bytes of float weights."""
+    import tflite_tools
+
+    found = tflite_tools.inspect(artifact)
+    counts: dict[str, int] = {}
+    for operator in found.operators:
+        dtypes = {
+            found.tensors[number].dtype for number in (*operator.inputs, *operator.outputs) if number >= 0
+        }
+        if any("FLOAT" in str(dtype).upper() for dtype in dtypes):
+            counts[operator.name] = counts.get(operator.name, 0) + 1
+    float_bytes = sum(size for dtype, size in found.bytes_by_dtype.items() if "FLOAT" in str(dtype).upper())
+    ends = {
+        found.tensors[number].dtype
+        for graph in found.subgraphs[:1]
+        for number in (*graph.inputs, *graph.outputs)
+    }
+    return {
+        "int8": not counts,
+        "int8_ends": all(str(dtype).upper() == "INT8" for dtype in ends),
+        "float_operators": counts,
+        "float_bytes": float_bytes,
+    }
+
+
+def tfmot_alone(family: str) -> dict[str, Any]:
+    """Does TF-MOT prune and quantize the tf_keras model of the same name?"""
+    import keras  # noqa: F401
+    import tensorflow as tf
+
+    _ = tf.keras.__version__
+    import tf_keras
+
+    from keras_kd.compression.tfmot import tfmot
+
+    side = image_side(family)
+    arguments = {
+        "weights": None,
+        "input_shape": (side, side, 3),
+        "classes": 10,
+        "classifier_activation": None,
+    }
+    home = tf_keras.applications
+    if family in TF_KERAS_ONLY:
+        home = home.regnet if "RegNet" in family else home.resnet_rs
+    outcome: dict[str, Any] = {}
+    for name, act in (
+        ("tfmot_prunes", tfmot.sparsity.keras.prune_low_magnitude),
+        ("tfmot_quantizes", tfmot.quantization.keras.quantize_model),
+    ):
+        try:
+            act(getattr(home, family)(**arguments))
+            outcome[name] = True
+        except Exception:  # any refusal counts
+            outcome[name] = False
+    return outcome
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as text, and how many families pass each column."""
+
+    def mark(value: Any) -> str:
+        return "-" if value is None else ("yes" if value else "no")
+
+    header = (
+        f"{'family':18}{'parity':>9}{'pruned':>8}{'QAT':>5}{'int8':>6}{'runs':>6}{'SQNR dB':>9}{'KiB':>8}"
+    )
+    lines = [header + "  TF-MOT prunes/quantizes"]
+    for row in rows:
+        parity = "-" if row.get("parity") is None else f"{row['parity']:.0e}"
+        sparsity = "-" if row.get("sparsity") is None else f"{100 * row['sparsity']:.0f}%"
+        sqnr = "-" if row.get("sqnr_db") is None else f"{row['sqnr_db']:.1f}"
+        size = "-" if row.get("bytes") is None else f"{row['bytes'] / 1024:.0f}"
+        lines.append(
+            f"{row['family']:18}{parity:>9}{sparsity:>8}{mark(row.get('qat')):>5}{mark(row.get('int8')):>6}"
+            f"{mark(row.get('runs')):>6}{sqnr:>9}{size:>8}"
+            f"  {mark(row.get('tfmot_prunes'))}/{mark(row.get('tfmot_quantizes'))}"
+        )
+        if row["failed_at"]:
+            lines.append(f"    stopped at {row['failed_at']}: {row['reason']}")
+        if row.get("float_operators"):
+            islands = ", ".join(f"{count} {name}" for name, count in sorted(row["float_operators"].items()))
+            lines.append(f"    float in the file ({row['float_bytes']} bytes of weights): {islands}")
+    passed = {
+        "parity": sum(row.get("parity") is not None for row in rows),
+        "pruned": sum((row.get("sparsity") or 0) >= SPARSITY - 0.01 for row in rows),
+        "QAT": sum(bool(row.get("qat")) for row in rows),
+        "int8": sum(bool(row.get("int8")) and bool(row.get("int8_ends")) for row in rows),
+        "runs": sum(bool(row.get("runs")) for row in rows),
+        f"SQNR >= {SQNR_GOAL_DB:.0f} dB": sum((row.get("sqnr_db") or 0) >= SQNR_GOAL_DB for row in rows),
+        "TF-MOT prunes": sum(bool(row.get("tfmot_prunes")) for row in rows),
+        "TF-MOT quantizes": sum(bool(row.get("tfmot_quantizes")) for row in rows),
+    }
+    lines.append(f"of {len(rows)}: " + ", ".join(f"{name} {count}" for name, count in passed.items()))
+    return "\n".join(lines)
+
+
+def in_own_process(family: str) -> dict[str, Any]:
+    """Runs one family in a fresh process, so that memory is returned and a crash ends one row only."""
+    command = [sys.executable, __file__, f"--one={family}"]
+    for name in ("images", "batch_size", "seed"):
+        command.append(f"--{name}={getattr(FLAGS, name)}")
+    command.append(f"--tfmot={str(FLAGS.tfmot).lower()}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        tail = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        return {"family": family, "failed_at": "process", "reason": tail[0]}
+    return dict(json.loads(lines[-1]))
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    unknown = sorted(set(FLAGS.families) - set(FAMILIES))
+    if unknown:
+        raise app.UsageError(f"unknown families: {', '.join(unknown)}; known: {', '.join(FAMILIES)}")
+    if FLAGS.one:
+        print(json.dumps(run_family(FLAGS.one)))
+        return
+    rows = []
+    for number, family in enumerate(FLAGS.families, 1):
+        print(f"[{number}/{len(FLAGS.families)}] {family} ...", file=sys.stderr, flush=True)
+        rows.append(in_own_process(family))
+    print(json.dumps(rows, indent=2) if FLAGS.json else table(rows))
+
+
+if __name__ == "__main__":
+    app.run(main)
