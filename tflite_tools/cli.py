@@ -151,7 +151,7 @@ def _inspect(values: Any) -> None:
     from tflite_tools.inspection import inspect
 
     _required(values, "model")
-    found = inspect(values.model)
+    found = inspect(values.model, sha256=True)
     if values.html:
         from tflite_tools.inspection_page import write_inspection_page
 

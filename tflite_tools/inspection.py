@@ -124,7 +124,7 @@ class Inspection(Record):
     """What `inspect` found; `str()` prints it as tables.
 
     Attributes:
-      size_bytes, sha256: of the whole file.
+      size_bytes, sha256: of the whole file; the digest only where it was asked for.
       quantization_scheme: "float32", "float16", "dynamic range", "int8", "uint8", "int16x8", "mixed" or
         "none" (no weights), found from the weights.
       ops: how often each operator occurs, over all subgraphs.
@@ -141,7 +141,7 @@ class Inspection(Record):
     """
 
     size_bytes: int
-    sha256: str
+    sha256: str | None
     description: str
     schema_version: int
     quantization_scheme: str
@@ -187,11 +187,12 @@ class Inspection(Record):
         return inspection_text(self)
 
 
-def inspect(model: TFLiteArtifact | bytes | str | os.PathLike[str]) -> Inspection:
+def inspect(model: TFLiteArtifact | bytes | str | os.PathLike[str], *, sha256: bool = False) -> Inspection:
     """Reads what a .tflite file contains; nothing in it is run, and TensorFlow is not loaded.
 
     Args:
       model: an artifact, the file's bytes, or a path.
+      sha256: also compute the digest, which for a large file takes longer than all the rest.
 
     Returns:
       An `Inspection`.
@@ -208,7 +209,8 @@ def inspect(model: TFLiteArtifact | bytes | str | os.PathLike[str]) -> Inspectio
       >>> found.quantization_scheme, found.ops, found.macs
       ('float32', {'FULLY_CONNECTED': 1}, 8)
     """
-    parsed = parse(content_of(model))
+    content = content_of(model)
+    parsed = parse(content)
     zeros = constants.ZeroCounter(parsed)
     tensors: list[TensorInfo] = []
     operators: list[OperatorInfo] = []
@@ -246,7 +248,7 @@ def inspect(model: TFLiteArtifact | bytes | str | os.PathLike[str]) -> Inspectio
     custom = sorted({info.name for info in operators if info.is_custom})
     return Inspection(
         size_bytes=len(parsed.data),
-        sha256=hashlib.sha256(parsed.data).hexdigest(),
+        sha256=hashlib.sha256(content).hexdigest() if sha256 else None,
         description=parsed.description,
         schema_version=parsed.version,
         quantization_scheme=quantization_scheme(parsed),

@@ -28,7 +28,7 @@ def _head(found: Inspection) -> str:
         macs = "at least " + macs
     rows = [
         ("size", f"{found.size_bytes:,} bytes"),
-        ("sha256", found.sha256),
+        *([("sha256", found.sha256)] if found.sha256 else []),
         ("quantization", found.quantization_scheme),
         (
             "operators",

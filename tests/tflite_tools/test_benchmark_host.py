@@ -1,6 +1,7 @@
 """The host benchmark: its statistics on made-up times, and a real run in a child process."""
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 
@@ -9,7 +10,8 @@ import pytest
 import tiny_models
 
 from tflite_tools import BenchmarkResult, TFLiteArtifact, benchmark
-from tflite_tools.benchmarking import host
+from tflite_tools.benchmarking import host, operator_profile
+from tflite_tools.benchmarking.operator_profile import parse_summary
 from tflite_tools.benchmarking.result import DelegateShare, Latency, OperatorTime
 from tflite_tools.benchmarking.statistics import median_interval, noise_warnings, relative_interval, summarize
 from tflite_tools.errors import InvalidModelError, ModelCrashError, UnsupportedModelError
@@ -121,6 +123,51 @@ def test_operator_times_come_back_from_json():
     )
     assert BenchmarkResult.from_dict(json.loads(full.to_json())) == full
     assert "CONV" in str(full)
+
+
+SUMMARY = """
+=========================== Run Order ===========================
+      [node type]  [start]  [first]  [avg ms]  [%]  [cdf%]  [mem KB]  [times called]  [Name]
+      Delegate/Convolution (NHWC, QC8) IGEMM   0.000  0.005  0.004  75.000%  75.000%  0.000  10  [Delegate]:0
+      SOFTMAX   0.002  0.001  0.000  25.000%  100.000%  0.000  10  [Builtin]:15
+
+=========================== Top by Computation Time ===========================
+      Delegate/Convolution (NHWC, QC8) IGEMM   0.000  0.005  0.004  75.000%  75.000%  0.000  10  [Delegate]:0
+
+Timings (microseconds): count=2 curr=48
+"""
+
+
+def test_a_profile_summary_by_hand():
+    # 48 microseconds in 10 runs, of which three quarters are the convolution's.
+    convolution, softmax = parse_summary(SUMMARY, 10)
+    assert (convolution.name, convolution.share, convolution.calls) == (
+        "Convolution (NHWC, QC8) IGEMM #0",
+        0.75,
+        1.0,
+    )
+    assert convolution.mean_us == pytest.approx(3.6)
+    assert (softmax.name, softmax.mean_us) == ("SOFTMAX #1", pytest.approx(1.2))
+    assert parse_summary("something else altogether", 10) == ()
+
+
+def test_a_real_operator_profile():
+    found = benchmark(
+        tiny_models.dense_float(256, 256), num_runs=20, interval=None, op_profile=True, num_threads=2
+    )
+    if importlib.metadata.version("ai-edge-litert") not in operator_profile.TESTED_VERSIONS:
+        assert found.ops is None and any("No operator profile" in warning for warning in found.warnings)
+        return
+    assert found.ops and any("Fully Connected" in op.name for op in found.ops)
+    # The percentages are printed with three digits.
+    assert sum(op.share for op in found.ops) == pytest.approx(1.0, abs=1e-4)
+    assert any("measured with one thread" in warning for warning in found.warnings)
+
+
+def test_other_versions_get_no_profile_and_a_reason(monkeypatch):
+    monkeypatch.setattr(operator_profile.importlib.metadata, "version", lambda name: "9.9.9")
+    ops, (reason,) = operator_profile.operator_profile(b"", num_runs=1, num_threads=1, use_xnnpack=True)
+    assert ops is None and "9.9.9 is installed" in reason
 
 
 def test_exact_number_of_runs_and_no_xnnpack():

@@ -69,11 +69,11 @@ def test_it_comes_back_from_json():
 
 
 def test_other_things_are_refused(tmp_path):
-    with pytest.raises(TypeError, match="TFLiteArtifact, bytes, or the path of a .tflite file, got list"):
+    with pytest.raises(TypeError, match=r"TFLiteArtifact, bytes, or the path of a \.tflite file, got list"):
         inspect([1, 2])
     with pytest.raises(FileNotFoundError):
         inspect(tmp_path / "nothing.tflite")
-    with pytest.raises(InvalidModelError, match="Not a .tflite file"):
+    with pytest.raises(InvalidModelError, match=r"Not a \.tflite file"):
         inspect(b"<html>not found</html>")
 
 

@@ -108,8 +108,6 @@ def test_real_files_stay_far_below_the_reading_budget(shared_data):
     ],
 )
 def test_what_is_no_model_is_refused_in_one_line(content, says):
-    with pytest.raises(InvalidModelError, match="."):
-        parse(content)
     with pytest.raises(InvalidModelError) as caught:
         parse(content)
     assert says in str(caught.value)

@@ -88,7 +88,9 @@ def benchmark_host(
     if op_profile:
         from tflite_tools.benchmarking.operator_profile import operator_profile
 
-        ops, remark = operator_profile(content, num_runs=num_runs, num_threads=num_threads)
+        ops, remark = operator_profile(
+            content, num_runs=num_runs, num_threads=num_threads, use_xnnpack=use_xnnpack
+        )
         warnings += remark
     found = answer["delegates"]
     version = importlib.metadata.version("ai-edge-litert")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tflite_tools.benchmarking.micro_result import MicroDetails
 from tflite_tools.records import Record
 from tflite_tools.text_table import DASH, count, microseconds, percent, text_table
 
@@ -45,7 +46,8 @@ class OperatorTime(Record):
     """Time of one operator, or of one group that a delegate runs as a whole.
 
     Attributes:
-      name: the operator as the runtime calls it, for example "Convolution (NHWC, F32) IGEMM".
+      name: the operator as the runtime calls it, for example "Convolution (NHWC, F32) IGEMM", with its
+        place in the order of the run.
       mean_us: microseconds per inference.
       share: of the sum over all operators.
       calls: how often it ran per inference.
@@ -87,6 +89,7 @@ class BenchmarkResult(Record):
       settings: what was asked for (threads, runs ...).
       warnings: why the figures should be read with care.
       kind: "measured", or "estimated" for a figure that no device produced.
+      micro: what target "micro" found beyond these; None for other targets.
     """
 
     target: str
@@ -103,6 +106,7 @@ class BenchmarkResult(Record):
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     kind: str = "measured"
+    micro: MicroDetails | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("measured", "estimated"):
@@ -115,18 +119,24 @@ class BenchmarkResult(Record):
             ("device", self.device),
             ("runtime", self.runtime),
             ("file", f"sha256 {self.artifact_sha256[:16]}"),
-            ("latency", _median(found)),
-            ("  min", microseconds(found.min)),
-            ("  mean", f"{microseconds(found.mean)}, standard deviation {microseconds(found.std)}"),
-            ("  p95", microseconds(found.p95)),
-            ("  runs", _runs(found)),
-            ("init", microseconds(self.init_us)),
-            ("first run", microseconds(self.first_us)),
-            ("peak memory", _bytes(self.peak_memory_bytes)),
-            ("arena", _bytes(self.arena_bytes)),
         ]
+        # Nothing is timed for a microcontroller, so a column of dashes would only hide what was found.
+        if self.micro is None:
+            rows += [
+                ("latency", _median(found)),
+                ("  min", microseconds(found.min)),
+                ("  mean", f"{microseconds(found.mean)}, standard deviation {microseconds(found.std)}"),
+                ("  p95", microseconds(found.p95)),
+                ("  runs", _runs(found)),
+                ("init", microseconds(self.init_us)),
+                ("first run", microseconds(self.first_us)),
+                ("peak memory", _bytes(self.peak_memory_bytes)),
+            ]
+        rows += [("arena", _bytes(self.arena_bytes))]
         rows += [("delegate", _delegate(share)) for share in self.delegates or ()]
         text = "\n".join(f"{name:<12} {value}" for name, value in rows)
+        if self.micro is not None:
+            text += f"\n{self.micro}"
         if self.ops:
             table = [
                 [op.name, f"{op.calls:g}", microseconds(op.mean_us), percent(op.share)] for op in self.ops
