@@ -13,6 +13,7 @@ from keras_kd.compression import adapt, batches, tfmot
 from keras_kd.compression.kernels import kernels
 from keras_kd.compression.masks import MaskedKernels
 from keras_kd.compression.plan import LayerPlan, check_clusters, check_sparsity, plan_layers
+from keras_kd.compression.post_training import correct_bias, equalize
 from keras_kd.compression.quantize_configs import quantize
 from keras_kd.compression.recipe import CompressionRecipe, Pruning, block_of
 from keras_kd.compression.report import CompressionReport
@@ -124,6 +125,10 @@ def run(
         )
         _fit("quantize", model, training)
         check(plain, "after quantization-aware training", tfmot.wrappers(model))
+    if recipe.equalize:
+        notes.append(f"cross-layer equalization of {equalize(model)} pairs of layers")
+    if recipe.correct_bias:
+        notes.append(f"bias correction of {correct_bias(model, calibration)} layers")
     rows = layer_rows(plain, model, plans, recipe, float_reasons)
     report = CompressionReport(str(recipe), rows, training.history, training.best, tuple(notes))
     return model, plain, report, calibration
