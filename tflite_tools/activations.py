@@ -7,14 +7,15 @@ from tflite_tools.quantization_scheme import producers, source_constant
 from tflite_tools.schema import Model, Subgraph
 
 
-def activation_bytes(model: Model, graph: Subgraph) -> int | None:
-    """The most bytes of computed tensors that are alive at once, when the operators run in file order.
+def lifetimes(model: Model, graph: Subgraph) -> dict[int, tuple[int, int, int]] | None:
+    """When each computed tensor must be in memory, if the operators run in file order.
 
     A tensor lives from the operator that makes it to the last one that reads it; inputs from the start, outputs
     to the end, variables throughout. What DEQUANTIZE and DENSIFY unpack from constants is not counted.
 
     Returns:
-      Bytes, sizes that the file leaves open counted as 1; None where a tensor has no fixed element size.
+      {tensor: (first operator, last operator, bytes)}, sizes that the file leaves open counted as 1; the last
+      "operator" of an output is one past the last. None where a tensor has no fixed element size.
     """
     sizes: dict[int, int] = {}
     for tensor in graph.tensors:
@@ -37,14 +38,29 @@ def activation_bytes(model: Model, graph: Subgraph) -> int | None:
         for index in operator.inputs:
             if index >= 0 and last.get(index, 0) < end:
                 last[index] = position
-    change = [0] * (end + 2)
+    found = {}
     for index, start in first.items():
         if index in sizes and index not in unpacked:
-            stop = last.get(index, start)
+            span = (start, last.get(index, start))
             if graph.tensors[index].is_variable:
-                start, stop = 0, end
-            change[start] += sizes[index]
-            change[stop + 1] -= sizes[index]
+                span = (0, end)
+            found[index] = (*span, sizes[index])
+    return found
+
+
+def activation_bytes(model: Model, graph: Subgraph) -> int | None:
+    """The most bytes of computed tensors that are alive at once; see `lifetimes`.
+
+    Returns:
+      Bytes; None where a tensor has no fixed element size.
+    """
+    found = lifetimes(model, graph)
+    if found is None:
+        return None
+    change = [0] * (len(graph.operators) + 2)
+    for start, stop, size in found.values():
+        change[start] += size
+        change[stop + 1] -= size
     alive = peak = 0
     for step in change:
         alive += step

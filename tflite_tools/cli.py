@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import flags
 
+from tflite_tools.benchmark_flags import define_target_flags, target_options, write_pictures
 from tflite_tools.errors import nearest
 
 _PROGRAM = "python -m tflite_tools"
@@ -76,7 +77,8 @@ def _run(words: list[str]) -> int:
 
 def _help(values: flags.FlagValues) -> str:
     # absl's own help also lists its flags for flag files, which nobody needs here.
-    own = values.flags_by_module_dict()[__name__]
+    modules = values.flags_by_module_dict()
+    own = [flag for name, found in modules.items() if not name.startswith("absl") for flag in found]
     lines = []
     for flag in own:
         default = f" (default: {flag.default})" if flag.default not in (None, False) else ""
@@ -267,24 +269,18 @@ def _compare(values: Any) -> None:
 
 def _define_benchmark(values: flags.FlagValues) -> None:
     _common(values)
-    flags.DEFINE_string("target", "host", "Where to run.", flag_values=values)
+    flags.DEFINE_string("target", "host", "Where to run: host, android or micro.", flag_values=values)
     flags.DEFINE_integer("num_threads", 1, "Threads of the runtime.", flag_values=values)
     flags.DEFINE_integer("num_runs", 50, "Timed runs, at the least.", flag_values=values)
     flags.DEFINE_integer("warmup_runs", 5, "Runs before those, which are not counted.", flag_values=values)
     flags.DEFINE_bool("op_profile", False, "Also measure every operator.", flag_values=values)
-    flags.DEFINE_bool("use_xnnpack", True, "Host: use the XNNPACK delegate.", flag_values=values)
-    flags.DEFINE_float("time_limit_s", 10.0, "Host: seconds for the timed runs.", flag_values=values)
+    define_target_flags(values)
 
 
 def _benchmark(values: Any) -> None:
     from tflite_tools.benchmarking.dispatch import benchmark
 
     _required(values, "model")
-    options = (
-        {"use_xnnpack": values.use_xnnpack, "time_limit_s": values.time_limit_s}
-        if values.target == "host"
-        else {}
-    )
     result = benchmark(
         values.model,
         values.target,
@@ -292,8 +288,9 @@ def _benchmark(values: Any) -> None:
         num_runs=values.num_runs,
         warmup_runs=values.warmup_runs,
         op_profile=values.op_profile,
-        **options,
+        **target_options(values, values.target),
     )
+    write_pictures(values)
     _print(values, result)
 
 

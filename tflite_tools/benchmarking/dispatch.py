@@ -35,13 +35,14 @@ def benchmark(
 
     Args:
       artifact: an artifact, the file's bytes, or a path.
-      target: "host" is this machine.
+      target: "host" is this machine; "micro" TFLite Micro's kernels, for a microcontroller's memory.
       num_threads: threads of the runtime.
       num_runs: timed runs, at the least.
       warmup_runs: runs before those, which are not counted.
       op_profile: also measure every operator.
       **options: further options of the target; those of "host" are `use_xnnpack`, `interval`,
-        `time_limit_s` and `seed` (see `tflite_tools.benchmarking.host.benchmark_host`).
+        `time_limit_s` and `seed` (see `tflite_tools.benchmarking.host.benchmark_host`), those of "micro"
+        stand at `tflite_tools.benchmarking.micro.benchmark_micro`.
 
     Returns:
       A `BenchmarkResult`. A figure that was not measured is None.
