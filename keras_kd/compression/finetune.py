@@ -79,6 +79,7 @@ def compress(
     distillation_loss_weights: Any = None,
     student_loss_weight: float = 0.5,
     teacher_preprocessing: Any = None,
+    backup_dir: Any = None,
     **fit_kwargs: Any,
 ) -> CompressedModel:
     """Prunes, clusters and quantizes a trained student through TF-MOT; the student itself is not changed.
@@ -113,6 +114,8 @@ def compress(
       distillation_loss_weights: as for `Distiller`.
       student_loss_weight: share of the labels' loss, as for `Distiller`.
       teacher_preprocessing: from the student's input batch to the teacher's.
+      backup_dir: a directory in which every epoch is saved, and from which the same call takes an interrupted run
+        up again. Its files are deleted at the end. State that is no variable (callbacks, dropout) starts anew.
       **fit_kwargs: callbacks, class_weight, sample_weight, steps_per_epoch, validation_freq, verbose.
 
     Returns:
@@ -150,6 +153,7 @@ def compress(
         distillation_loss_weights=distillation_loss_weights,
         student_loss_weight=student_loss_weight,
         teacher_preprocessing=teacher_preprocessing,
+        backup_dir=backup_dir,
         fit=fit_kwargs,
     )
     model, float_model, report, calibration = run(student, x, y, teacher, validation_data, settings)

@@ -118,6 +118,11 @@ class MaskedKernels:
             for kernel, sparsity in kernels
         ]
 
+    @property
+    def variables(self) -> list[Any]:
+        """The masks."""
+        return [mask for _, _, mask in self._items]
+
     def apply(self, step: tf.Tensor) -> None:
         """Renews the masks where the schedule says so, then zeroes what they zero. Graph-safe.
 

@@ -165,7 +165,8 @@ def _linears(model: Any) -> list[_Linear]:
             continue
         after = _only_consumer(layer, model)
         is_norm = (
-            type(after) is layers.BatchNormalization
+            after is not None
+            and type(after) is layers.BatchNormalization
             and list(after.axis) == [layer.get_output_at(0).shape.rank - 1]
             and after.scale
             and after.center

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from keras_kd.compression import adapt, batches, tfmot
+from keras_kd.compression.backup import Backup
 from keras_kd.compression.kernels import kernels
 from keras_kd.compression.masks import MaskedKernels
 from keras_kd.compression.plan import LayerPlan, check_clusters, check_sparsity, plan_layers
@@ -54,6 +55,7 @@ class Settings:
     distillation_loss_weights: Any
     student_loss_weight: float
     teacher_preprocessing: Any
+    backup_dir: Any
     fit: Mapping[str, Any]
 
 
@@ -71,6 +73,7 @@ class _Training:
     output_names: list[str]
     epochs: dict[str, int]
     fit: dict[str, Any]
+    backup: Backup
     history: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
     best: dict[str, int | None] = dataclasses.field(default_factory=dict)
 
@@ -129,6 +132,7 @@ def run(
         notes.append(f"cross-layer equalization of {equalize(model)} pairs of layers")
     if recipe.correct_bias:
         notes.append(f"bias correction of {correct_bias(model, calibration)} layers")
+    training.backup.clear(phases)
     rows = layer_rows(plain, model, plans, recipe, float_reasons)
     report = CompressionReport(str(recipe), rows, training.history, training.best, tuple(notes))
     return model, plain, report, calibration
@@ -204,6 +208,14 @@ def _prepare(
     if not 0 <= settings.student_loss_weight <= 1:
         problems.append(f"student_loss_weight must be in [0, 1], got {settings.student_loss_weight!r}")
     raise_all(problems, subject="compress cannot start")
+    fingerprint = {
+        "recipe": str(settings.recipe),
+        "epochs": epochs,
+        "steps": data.steps if data is not None else None,
+        "seed": settings.seed,
+        "parameters": int(student.model.count_params()),
+    }
+    backup = Backup(settings.backup_dir if phases else None, fingerprint)
     teaching = None
     if teacher is not None and data is not None:
         teaching = teach(
@@ -215,7 +227,9 @@ def _prepare(
             preprocessing=settings.teacher_preprocessing,
             batch=unpack(next(iter(data.dataset(0)))[0]),
         )
-    return _Training(data, validation, loss, optimizer, metrics, callbacks, teaching, names, epochs, fit)
+    return _Training(
+        data, validation, loss, optimizer, metrics, callbacks, teaching, names, epochs, fit, backup
+    )
 
 
 def _epochs(epochs: int | Mapping[str, int], phases: tuple[str, ...]) -> dict[str, int]:
@@ -263,6 +277,8 @@ def _allocated(
 
 
 def _prune(model: Any, pruning: Pruning, plans: Mapping[str, LayerPlan], training: _Training) -> Any:
+    if _was_finished("prune", model, training):
+        return model
     data = training.data
     assert data is not None  # _prepare made sure: pruning is a phase
     steps = pruning_steps(data.steps * training.epochs["prune"], pruning.begin, pruning.end)
@@ -285,14 +301,28 @@ def _prune(model: Any, pruning: Pruning, plans: Mapping[str, LayerPlan], trainin
     # Only epochs that end at the full sparsity may be chosen as the best one.
     first = -(-steps.end // data.steps) - 1
     _fit("prune", wrapped, training, masks=masks, first=first, extra=[tfmot.pruning_callback()])
-    return tfmot.without_pruning(wrapped)
+    stripped = tfmot.without_pruning(wrapped)
+    training.backup.finish("prune", stripped, training.history["prune"], training.best["prune"])
+    return stripped
 
 
 def _cluster(model: Any, plans: Mapping[str, LayerPlan], training: _Training, *, keep_zeros: bool) -> Any:
+    if _was_finished("cluster", model, training):
+        return model
     clusters = {name: plan.clusters for name, plan in plans.items() if plan.clusters is not None}
     wrapped = tfmot.with_clustering(model, clusters, keep_zeros=keep_zeros)
     _fit("cluster", wrapped, training)
-    return tfmot.without_clustering(wrapped)
+    stripped = tfmot.without_clustering(wrapped)
+    training.backup.finish("cluster", stripped, training.history["cluster"], training.best["cluster"])
+    return stripped
+
+
+def _was_finished(phase: str, model: Any, training: _Training) -> bool:
+    """Whether an earlier run finished this phase; its weights are in `model` then."""
+    facts = training.backup.finished(phase, model)
+    if facts is not None:
+        training.history[phase], training.best[phase] = facts["history"], facts["best"]
+    return facts is not None
 
 
 def _fit(
@@ -327,16 +357,34 @@ def _fit(
         jit_compile=False,
     )
     best = BestEpoch(first)
+    changing = [*model.trainable_variables, *(teaching.trainable_variables if teaching else [])]
+    tuner.optimizer.build(changing)
+    variables = [
+        *model.variables,
+        *(masks.variables if masks else []),
+        *changing[len(model.trainable_variables) :],
+    ]
+    variables += list(tuner.optimizer.variables)
+    saved = training.backup.restore(phase, variables, best) or {"history": {}, "epochs": 0}
     # TF-MOT's callback comes first: it puts the masks on before anybody looks at the weights.
     history = tuner.fit(
-        data.dataset(0),
+        data.dataset(saved["epochs"]),
         epochs=epochs,
+        initial_epoch=saved["epochs"],
         steps_per_epoch=data.steps,
         validation_data=training.validation,
-        callbacks=[*(extra or []), best, *training.callbacks],
+        callbacks=[
+            *(extra or []),
+            best,
+            *training.backup.callback(phase, variables, best, saved["history"]),
+            *training.callbacks,
+        ],
         **training.fit,
     )
-    training.history[phase] = {name: [float(v) for v in values] for name, values in history.history.items()}
+    training.history[phase] = {
+        name: [*saved["history"].get(name, []), *(float(value) for value in values)]
+        for name, values in {**dict.fromkeys(saved["history"], ()), **history.history}.items()
+    }
     training.best[phase] = best.epoch
 
 

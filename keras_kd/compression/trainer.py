@@ -164,6 +164,16 @@ class BestEpoch(tf_keras.callbacks.Callback):
             self.epoch, self.value = epoch, value
             self._weights = [variable.numpy() for variable in self.model.student.variables]
 
+    def state(self) -> tuple[dict[str, Any], list[Any]]:
+        """What to save of this callback: plain values, and the weights it keeps."""
+        plain = {"epoch": self.epoch, "value": self.value, "monitor": self.monitor}
+        return plain, list(self._weights or [])
+
+    def restore(self, state: Mapping[str, Any], weights: list[Any]) -> None:
+        """The inverse of `state`."""
+        self.epoch, self.value, self.monitor = state["epoch"], state["value"], state["monitor"]
+        self._weights = weights or None
+
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         """See tf_keras."""
         if self._weights is not None:
