@@ -29,7 +29,8 @@ Chart = tuple[str, str, Callable[[Any], None], float]  # file name, title, drawi
 
 
 def charts(report: Report) -> Iterator[Chart]:
-    """Every chart that the report has data for."""
+    """Every chart that the report has data for. A stage has the same color and marker in all of them."""
+    order = list(dict.fromkeys([*(stage.name for stage in report.stages), *(report.curves or {})]))
     for cost, name, title in (
         ("size_bytes", "accuracy_bytes", "Accuracy against bytes"),
         ("latency_us", "accuracy_latency", "Accuracy against latency"),
@@ -41,7 +42,7 @@ def charts(report: Report) -> Iterator[Chart]:
             yield (
                 f"curve_{_slug(metric)}",
                 f"Training: {metric}",
-                functools.partial(_curves, lines=lines),
+                functools.partial(_curves, lines=lines, order=order),
                 _HEIGHT,
             )
     for name, title, data in (
@@ -51,7 +52,7 @@ def charts(report: Report) -> Iterator[Chart]:
         if data and any(data.values()):
             rows = min(_MOST_LAYERS, max(len(layers) for layers in data.values()))
             height = 1.0 + 0.24 * rows * max(1, 0.55 * len(data))
-            yield name, title, functools.partial(_layers, data=data), height
+            yield name, title, functools.partial(_layers, data=data, order=order), height
 
 
 def svg(draw: Callable[[Any], None], height: float, prefix: str) -> str:
@@ -225,11 +226,10 @@ def _metrics(
     return sorted(found.items(), key=rank)
 
 
-def _curves(axes: Any, lines: Mapping[str, list[float | None]]) -> None:
-    stages = list(dict.fromkeys(name.removesuffix(", validation") for name in lines))
+def _curves(axes: Any, lines: Mapping[str, list[float | None]], order: list[str]) -> None:
     for name, values in lines.items():
         stage = name.removesuffix(", validation")
-        number = stages.index(stage)
+        number = order.index(stage)
         axes.plot(
             range(1, len(values) + 1),
             [math.nan if value is None else value for value in values],
@@ -246,7 +246,7 @@ def _curves(axes: Any, lines: Mapping[str, list[float | None]]) -> None:
     _legend(axes, len(lines))
 
 
-def _layers(axes: Any, data: Mapping[str, Mapping[str, float]]) -> None:
+def _layers(axes: Any, data: Mapping[str, Mapping[str, float]], order: list[str]) -> None:
     layers = list(dict.fromkeys(layer for part in data.values() for layer in part))
     hidden = len(layers) - _MOST_LAYERS
     layers = layers[:_MOST_LAYERS]
@@ -256,7 +256,7 @@ def _layers(axes: Any, data: Mapping[str, Mapping[str, float]]) -> None:
             [i + (number - (len(data) - 1) / 2) * thickness for i in range(len(layers))],
             [100 * part.get(layer, 0.0) for layer in layers],
             height=thickness,
-            color=SERIES[number % len(SERIES)],
+            color=SERIES[(order.index(stage) if stage in order else number) % len(SERIES)],
             label=stage,
         )
     axes.set_yticks(range(len(layers)), [_short(layer) for layer in layers], fontsize=9)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+# Controls other than the end of a line, and those that turn the direction of writing.
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 DASH = "–"  # what stands where nothing was measured
 
@@ -34,6 +38,16 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: i
     rule = ["---" if i < left else "---:" for i in range(len(header))]
     lines = [header, rule, *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def printable(text: str) -> str:
+    """Text from a foreign file without control characters, which could steer a terminal or break a page.
+
+    Example:
+      >>> len(printable(chr(27) + "[2J")), printable(chr(27)) == chr(0xFFFD)
+      (4, True)
+    """
+    return _CONTROL.sub("\ufffd", text)
 
 
 def count(value: int | None) -> str:

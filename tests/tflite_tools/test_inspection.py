@@ -178,9 +178,18 @@ def test_the_text_says_what_a_reader_needs():
         "20.8 %",
         "an estimate from published lists",
         "Custom operators, which need their own kernels at run time: MyDecoder.",
-        "min_runtime_version (8 bytes): 1.5.0",
+        "min_runtime_version  8      1.5.0",
     ):
         assert part in text, part
+
+
+def test_names_cannot_steer_the_terminal():
+    b = tiny_models.Builder()
+    x = b.tensor([1], name="\x1b]0;owned\x07\u202egnirts")
+    b.ends([x], [x])
+    found = inspect(b.pack())
+    assert found.tensors[0].name == "\x1b]0;owned\x07\u202egnirts"  # what the file says stays as it is
+    assert not set("\x1b\x07\u202e") & set(str(found))
 
 
 def test_every_real_file_inspects_and_round_trips(shared_data):

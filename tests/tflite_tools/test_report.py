@@ -1,6 +1,5 @@
 """Stage and Report: figures, changes per class, Pareto fronts, and pages that need nothing from outside."""
 
-import html.parser
 import json
 import re
 import subprocess
@@ -8,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from page_parser import Page
 
 from tflite_tools import Report, Stage
 from tflite_tools.report import read_report
@@ -141,34 +141,6 @@ def test_many_operators_are_summed_at_the_end():
     _, rows = operator_time_table(ops)
     assert (rows[0][0], rows[-1][0], len(rows)) == ("op39", "10 others", 31)
     assert rows[-1][2] == "45.0 µs"  # 0 + 1 + ... + 9
-
-
-class Page(html.parser.HTMLParser):
-    """Collects what a page would load, its ids, and whether its tags close."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.references, self.ids, self.tags, self.open = [], [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        if tag not in ("meta", "br", "link", "img", "use", "path", "rect", "circle"):
-            self.open.append(tag)
-        for name, value in attributes:
-            if name in ("src", "href", "xlink:href", "data", "action"):
-                self.references.append(value)
-            if name == "id":
-                self.ids.append(value)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if self.open and self.open[-1] == tag:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag in self.open:
-            assert self.open.pop() == tag, f"</{tag}> closes something else"
 
 
 def test_the_page_is_whole_and_needs_nothing(tmp_path):
