@@ -116,8 +116,9 @@ class Backup:
 
     def _save(self, path: pathlib.Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
         temporary = path.with_suffix(".tmp")
+        stored: dict[str, Any] = {**arrays, "facts": np.array(json.dumps(facts))}
         with temporary.open("wb") as file:
-            np.savez(file, **arrays, facts=np.array(json.dumps(facts)))
+            np.savez(file, **stored)
         # A run that is killed while it saves leaves the file before, not half of this one.
         temporary.replace(path)
 
