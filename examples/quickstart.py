@@ -143,6 +143,7 @@ def main(_: Sequence[str]) -> None:
         epochs=epochs,
         compress_epochs=epochs // 2,
         optimizer=optimizer(epochs, steps, 1.6e-2),
+        compress_optimizer=optimizer(epochs // 2, steps, 4e-3),
         student_alone=True,
         class_names=class_names,
         output_dir=OUTPUT_DIR.value,

@@ -73,6 +73,7 @@ def distill_to_tflite(
     student_loss_weight: float = DEFAULT_STUDENT_LOSS_WEIGHT,
     loss: Any = None,
     optimizer: Any = None,
+    compress_optimizer: Any = None,
     metrics: Any = None,
     calibration: Any = None,
     student_alone: bool = False,
@@ -103,6 +104,7 @@ def distill_to_tflite(
       student_loss_weight: weight of the labels' loss, in [0, 1].
       loss: loss on the labels; the student's compiled one, or crossentropy that fits the labels, if None.
       optimizer: optimizer of the distillation; the student's compiled one, or Adam at 1e-3, if None.
+      compress_optimizer: optimizer of each phase of the compression; Adam with a cosine decay from 1e-3 if None.
       metrics: metrics of the fits; accuracy if None.
       calibration: inputs for the converter; a seeded sample of `x` if None.
       student_alone: also train the same student, from the same initial weights, for the same number of
@@ -154,6 +156,7 @@ def distill_to_tflite(
         },
         loss=loss or compiled_setting(student, "loss") or default_loss(student, y_test),
         optimizer=optimizer or compiled_setting(student, "optimizer") or "adam",
+        compress_optimizer=compress_optimizer,
         metrics=["accuracy"] if metrics is None else metrics,
         calibration=calibration,
         class_names=class_names,

@@ -36,6 +36,7 @@ class Stages:
     teaching: dict[str, Any]
     loss: Any
     optimizer: Any
+    compress_optimizer: Any
     metrics: Any
     calibration: Any
     class_names: Sequence[str] | None
@@ -94,6 +95,7 @@ class Stages:
             batch_size=self.batch_size,
             validation_data=self.validation_data,
             loss=self.loss,
+            optimizer=self.compress_optimizer,
             metrics=fresh_metrics(self.metrics),
             seed=self.seed,
             verbose=0,
