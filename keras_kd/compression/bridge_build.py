@@ -20,6 +20,24 @@ LayerRule = Callable[[Any, str], Any]
 CallRule = Callable[["Call"], Any]
 
 
+# Keras 3 layers that treat every number alike, whatever the shape.
+_ELEMENTWISE = frozenset(
+    {
+        "Activation",
+        "Add",
+        "Average",
+        "Dropout",
+        "ELU",
+        "LeakyReLU",
+        "Maximum",
+        "Minimum",
+        "Multiply",
+        "ReLU",
+        "Subtract",
+    }
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class WeightLink:
     """One Keras 3 variable and the tf_keras variable that stands for it."""
@@ -95,10 +113,30 @@ class Call:
         """Ties a Keras 3 variable to a tf_keras variable; the value is copied when the graph is complete."""
         self.builder.links[id(source)] = WeightLink(source, target, forward, backward)
 
-    def chain(self, made: Any) -> Any:
-        """Runs what a simple rule returned on this call's input and links the weights."""
+    def rows(self, tensor: Any) -> Any:
+        """A tensor as [batch, 1, length, channels], without a reshape where it just came from there.
+
+        [batch, length, channels] becomes one row, [batch, channels] one pixel.
+        """
+        known = self.builder.rows_of(tensor)
+        if known is not None:
+            return known
+        *length, channels = tensor.shape[1:]
+        shape = (1, *(-1 if size is None else size for size in length or [1]), channels)
+        return self.run(tf_keras.layers.Reshape(shape, name=self.name("rows")), tensor)
+
+    def from_rows(self, rows: Any, rank: int = 3) -> Any:
+        """Back from `rows`; the next layer that wants rows gets them without a reshape."""
+        _, _, length, channels = rows.shape
+        shape = (channels,) if rank == 2 else (-1 if length is None else length, channels)
+        tensor = self.run(tf_keras.layers.Reshape(shape, name=self.name("back")), rows)
+        self.builder.note_rows(tensor, rows)
+        return tensor
+
+    def chain(self, made: Any, value: Any = None) -> Any:
+        """Runs what a simple rule returned on this call's input (or `value`) and links the weights."""
         chain = made if isinstance(made, Chain) else Chain(made if isinstance(made, list) else [made])
-        value = self.input
+        value = self.input if value is None else value
         for position, layer in enumerate(chain.layers):
             keywords = {}
             if position == 0:
@@ -145,6 +183,7 @@ class GraphBuilder:
         self._made: dict[int, Any] = {}
         self._layers: dict[str, Any] = {}
         self._names: set[str] = set()
+        self._rows: dict[int, tuple[Any, Any]] = {}
 
     def build(self) -> tf_keras.Model:
         """The tf_keras model, with the weights of the Keras 3 model.
@@ -156,9 +195,8 @@ class GraphBuilder:
         inputs = [self._input(tensor) for tensor in self.model.inputs]
 
         def visit(operation: Any, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            call = Call(operation, path, args, kwargs, readers.previous(path), self)
             try:
-                outputs = self._apply(call)
+                outputs = self._apply(Call(operation, path, args, kwargs, readers.previous(path), self))
             except NotBridgeable as reason:
                 self.problems[path] = (type(operation).__name__, str(reason))
                 outputs = readers.placeholder(path)
@@ -171,6 +209,7 @@ class GraphBuilder:
                 self.model.name, [(path, kind, why) for path, (kind, why) in self.problems.items()]
             )
         bridged = tf_keras.Model(inputs, outputs, name=self.model.name)
+        self._forget_layers_outside(bridged)
         for link in self.links.values():
             link.copy()
         return bridged
@@ -180,11 +219,32 @@ class GraphBuilder:
         name = self.free_name(tensor.name)
         return tf_keras.Input(shape=shape[1:], batch_size=shape[0], dtype=tensor.dtype, name=name)
 
+    def visit_inner(self, operation: Any, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs an operation that another one wraps."""
+        return self._apply(Call(operation, path, args, kwargs, None, self))
+
     def _apply(self, call: Call) -> Any:
         rule = self.find_rule(call.operation)
         if rule is None:
             raise NotBridgeable("no rule for this layer")
-        return rule(call)
+        if type(call.operation).__name__ not in _ELEMENTWISE:
+            return rule(call)
+        # An activation or a sum right behind a 1-D convolution works on the rows as well.
+        several = isinstance(call.input, (list, tuple))
+        tensors = list(call.input) if several else [call.input]
+        rows = [self.rows_of(tensor) for tensor in tensors]
+        if any(row is None for row in rows):
+            return rule(call)
+        moved = dataclasses.replace(call, args=(rows if several else rows[0],))
+        return call.from_rows(rule(moved), len(tensors[0].shape))
+
+    def rows_of(self, tensor: Any) -> Any:
+        """The [batch, 1, length, channels] form that a tensor was made from, or None."""
+        return self._rows.get(id(tensor), (None, None))[1]
+
+    def note_rows(self, tensor: Any, rows: Any) -> None:
+        """Remembers both forms (and keeps them alive, since they are known by their identity)."""
+        self._rows[id(tensor)] = (tensor, rows)
 
     def remembered(self, call: Call, make: Callable[[], Any]) -> Any:
         """What `make` gave for this operation before, where it owns weights: shared layers stay shared.
@@ -193,10 +253,19 @@ class GraphBuilder:
         """
         if not getattr(call.operation, "weights", None):
             return make()
-        key = id(call.operation)
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        return self.remembered_as(call.operation, make)
+
+    def remembered_as(self, owner: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gave for this owner of weights before."""
+        if id(owner) not in self._made:
+            self._made[id(owner)] = make()
+        return self._made[id(owner)]
+
+    def _forget_layers_outside(self, bridged: tf_keras.Model) -> None:
+        """Drops names of reshapes that nothing reads."""
+        inside = {layer.name for layer in bridged.layers}
+        for path, names in self.layer_names.items():
+            self.layer_names[path] = [name for name in names if name in inside]
 
     def free_name(self, wanted: str) -> str:
         """`wanted`, or `wanted_1`, `wanted_2` ... where it is taken."""

@@ -30,6 +30,7 @@ Number of inputs: one, except `tf_keras`'s merging layers and `MatMul` (two).
 | `FullReshape`             | a new shape, batch axis included  | RESHAPE                | pass   |
 | `KerasOperation`          | any other `keras.ops` operation   | as Keras computes it   | island |
 | `KerasLayer`              | any other layer of Keras 3        | as Keras computes it   | island |
+| `AxisNormalization`       | BatchNormalization of other axes  | as Keras computes it   | island |
 | `MatMul`                  | a @ b, transposed where asked     | BATCH_MATMUL           | output |
 
 `Unary` is an island for functions without an 8-bit kernel; `Reduce` passes for the largest and the smallest.
@@ -53,9 +54,18 @@ from keras_kd.compression.bridge_layers_pointwise import (
     Swish,
     Unary,
 )
-from keras_kd.compression.bridge_layers_shape import Cast, FullReshape, MatMul, Reduce, Resize, Slice
+from keras_kd.compression.bridge_layers_shape import (
+    AxisNormalization,
+    Cast,
+    FullReshape,
+    MatMul,
+    Reduce,
+    Resize,
+    Slice,
+)
 
 __all__ = [
+    "AxisNormalization",
     "BridgeLayer",
     "Cast",
     "Clip",
@@ -122,9 +132,20 @@ _TFMOT_KNOWS = frozenset(
     }
 )
 _PASS = frozenset(
-    {"MaxPooling1D", "RepeatVector", "UpSampling1D", "GaussianNoise", "GaussianDropout", "AlphaDropout"}
+    {
+        "MaxPooling1D",
+        "RepeatVector",
+        "UpSampling1D",
+        "GaussianNoise",
+        "GaussianDropout",
+        "AlphaDropout",
+        "Masking",
+        "UpSampling3D",
+    }
 )
-_OUTPUT = frozenset({"Multiply", "Subtract", "Maximum", "Minimum", "Average", "ELU", "PReLU", "Dot"})
+_OUTPUT = frozenset(
+    {"Multiply", "Subtract", "Maximum", "Minimum", "Average", "Dot", "ELU", "Embedding", "PReLU"}
+)
 
 
 def quantization_of(layer: Any) -> str:
@@ -149,6 +170,7 @@ def custom_objects() -> dict[str, type]:
 
 
 _OURS: tuple[type, ...] = (
+    AxisNormalization,
     Cast,
     Clip,
     ConstantAdd,

@@ -42,8 +42,12 @@ class KerasOperation(BridgeLayer):
         return {**super().get_config(), **mine}
 
 
+def _is_mark(item: Any) -> bool:
+    return isinstance(item, dict) and set(item) == {"tensor"}
+
+
 def _fill_tensors(item: Any, tensors: Sequence[tf.Tensor]) -> Any:
-    if isinstance(item, dict) and set(item) == {"tensor"}:
+    if _is_mark(item):
         return tensors[item["tensor"]]
     if isinstance(item, dict) and "class_name" in item:
         return keras.saving.deserialize_keras_object(item)
@@ -59,20 +63,38 @@ class KerasLayer(BridgeLayer):
       layer: the layer as `keras.saving.serialize_keras_object` writes it.
       input_shapes: shapes (batch size included, None where open) that it was built for.
       input_dtypes: their number types.
+      in_a_list: the inputs go to the layer as one list, not as positional arguments.
+      options: further keyword arguments of the call; {"tensor": i} stands for the i-th input.
     """
 
     quantization = "island"
 
-    def __init__(self, layer: Any, input_shapes: Sequence[Any], input_dtypes: Sequence[str], **kwargs: Any):
+    def __init__(
+        self,
+        layer: Any,
+        input_shapes: Sequence[Any],
+        input_dtypes: Sequence[str],
+        in_a_list: bool = False,
+        options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.layer = layer
         self.input_shapes = [list(shape) for shape in input_shapes]
         self.input_dtypes = list(input_dtypes)
+        self.in_a_list, self.options = in_a_list, dict(options or {})
         inner = keras.saving.deserialize_keras_object(layer)
         specs = [keras.KerasTensor(tuple(s), d) for s, d in zip(self.input_shapes, self.input_dtypes)]
-        inner(specs if len(specs) > 1 else specs[0])
+        args, keywords = self._arguments(specs)
+        inner(*args, **keywords)
         # Behind a function, so that tf_keras does not track the Keras 3 layer and its idle variables.
         self._inner = lambda: inner
+
+    def _arguments(self, tensors: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+        keywords = {key: _fill_tensors(item, tensors) for key, item in self.options.items()}
+        taken = {item["tensor"] for item in self.options.values() if _is_mark(item)}
+        args = [tensor for number, tensor in enumerate(tensors) if number not in taken]
+        return ([args] if self.in_a_list else args), keywords
 
     def build(self, input_shape: Any) -> None:
         """Makes one tf_keras variable for each of the layer's."""
@@ -95,11 +117,13 @@ class KerasLayer(BridgeLayer):
     def call(self, inputs: Any, training: Any = None) -> Any:
         """See the class."""
         inner = self._inner()
-        keywords = {"training": training} if "training" in inspect.signature(inner.call).parameters else {}
+        args, keywords = self._arguments(list(inputs) if isinstance(inputs, (list, tuple)) else [inputs])
+        if "training" in inspect.signature(inner.call).parameters:
+            keywords["training"] = training
         outputs, kept = inner.stateless_call(
             [tf.convert_to_tensor(v) for v in self.trained],
             [tf.convert_to_tensor(v) for v in self.kept],
-            inputs,
+            *args,
             **keywords,
         )
         if training:
@@ -110,4 +134,5 @@ class KerasLayer(BridgeLayer):
     def get_config(self) -> dict[str, Any]:
         """See tf_keras."""
         mine = {"layer": self.layer, "input_shapes": self.input_shapes, "input_dtypes": self.input_dtypes}
+        mine.update(in_a_list=self.in_a_list, options=dict(self.options))
         return {**super().get_config(), **mine}

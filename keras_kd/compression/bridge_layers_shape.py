@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
+import tf_keras
 
 from keras_kd.compression.bridge_layer_base import BridgeLayer
 
@@ -141,3 +142,9 @@ class MatMul(BridgeLayer):
         """See tf_keras."""
         mine = {"transpose_a": self.transpose_a, "transpose_b": self.transpose_b}
         return {**super().get_config(), **mine}
+
+
+class AxisNormalization(tf_keras.layers.BatchNormalization, BridgeLayer):
+    """BatchNormalization over another axis than the last; the bridge finds no kernel to fold it into."""
+
+    quantization = "island"

@@ -14,21 +14,37 @@ import keras
 from keras_kd.compression import bridge_rules_conv as conv
 from keras_kd.compression import bridge_rules_norm as norm
 from keras_kd.compression import bridge_rules_ops as ops
+from keras_kd.compression import bridge_rules_rnn as rnn
+from keras_kd.compression import bridge_rules_sequence as sequence
 from keras_kd.compression import bridge_rules_shape as shape
 from keras_kd.compression.bridge_build import Call, CallRule, LayerRule
+from keras_kd.compression.bridge_rules_attention import multi_head_attention
+from keras_kd.compression.bridge_rules_keep import keep_in_keras
 
 _POOL = ("pool_size", "strides", "padding", "data_format")
 _GLOBAL_POOL = ("data_format", "keepdims")
 
 # Keras 3 class name -> rule(layer, name), for layers that become a chain of tf_keras layers.
 LAYER_RULES: dict[str, LayerRule] = {
+    "ActivityRegularization": shape.same("l1", "l2"),
+    "Bidirectional": rnn.bidirectional,
+    "ConvLSTM1D": rnn.recurrent,
+    "ConvLSTM2D": rnn.recurrent,
+    "ConvLSTM3D": rnn.recurrent,
+    "Embedding": rnn.embedding,
+    "GRU": rnn.recurrent,
+    "LSTM": rnn.recurrent,
+    "Masking": shape.same("mask_value"),
+    "PReLU": shape.prelu,
+    "SimpleRNN": rnn.recurrent,
+    "UpSampling1D": shape.same("size"),
+    "UpSampling2D": shape.up_sampling,
+    "UpSampling3D": shape.same("size", "data_format"),
     "Activation": shape.activation,
     "AlphaDropout": shape.dropout,
     "AveragePooling1D": shape.same(*_POOL),
     "AveragePooling2D": shape.same(*_POOL),
     "AveragePooling3D": shape.same(*_POOL),
-    "Conv1D": conv.convolution,
-    "Conv1DTranspose": conv.transposed_convolution,
     "Conv2D": conv.convolution,
     "Conv2DTranspose": conv.transposed_convolution,
     "Conv3D": conv.convolution,
@@ -37,7 +53,6 @@ LAYER_RULES: dict[str, LayerRule] = {
     "Cropping2D": shape.same("cropping", "data_format"),
     "Cropping3D": shape.same("cropping", "data_format"),
     "Dense": conv.dense,
-    "DepthwiseConv1D": conv.depthwise,
     "DepthwiseConv2D": conv.depthwise,
     "Dropout": shape.dropout,
     "ELU": shape.same("alpha"),
@@ -72,6 +87,14 @@ LAYER_RULES: dict[str, LayerRule] = {
 
 # Keras 3 class name -> rule(call), for layers with several inputs or a graph of their own.
 CALL_RULES: dict[str, CallRule] = {
+    "Conv1D": sequence.on_rows(sequence.conv_1d),
+    "Conv1DTranspose": sequence.on_rows(sequence.conv_1d_transpose),
+    "DepthwiseConv1D": sequence.on_rows(sequence.depthwise_1d),
+    "Dot": shape.merge,
+    "MultiHeadAttention": multi_head_attention,
+    "Resizing": shape.resizing,
+    "SeparableConv1D": sequence.on_rows(sequence.separable_1d),
+    "TimeDistributed": rnn.time_distributed,
     "Add": shape.merge,
     "Average": shape.merge,
     "BatchNormalization": norm.batch_normalization,
@@ -84,10 +107,31 @@ CALL_RULES: dict[str, CallRule] = {
     "Subtract": shape.merge,
 }
 
+# Keras 3 layers without a counterpart that would be better: they go on as Keras 3 runs them, in float.
+KEPT: tuple[str, ...] = (
+    "AdaptiveAveragePooling1D",
+    "AdaptiveAveragePooling2D",
+    "AdaptiveAveragePooling3D",
+    "AdaptiveMaxPooling1D",
+    "AdaptiveMaxPooling2D",
+    "AdaptiveMaxPooling3D",
+    "AdditiveAttention",
+    "Attention",
+    "CenterCrop",
+    "EinsumDense",
+    "GroupNormalization",
+    "GroupedQueryAttention",
+    "RMSNormalization",
+    "UnitNormalization",
+)
+
 # Layers that keras.applications defines for itself, by class name.
 APPLICATION_RULES: dict[str, CallRule] = {
     "LayerScale": norm.layer_scale,
 }
+
+# Keras exports one class under a name that is not its own.
+_KERAS_NAMES = {value: value.__name__ for value in vars(keras.layers).values() if isinstance(value, type)}
 
 
 def rule_finder(custom: Mapping[type, Callable[..., Any]] | None) -> Callable[[Any], CallRule | None]:
@@ -99,10 +143,10 @@ def rule_finder(custom: Mapping[type, Callable[..., Any]] | None) -> Callable[[A
             if cls in custom:
                 return _as_call_rule(custom[cls])
         kind = type(operation).__name__
-        if getattr(keras.layers, kind, None) is type(operation):
+        if _KERAS_NAMES.get(type(operation)) == kind:
             if kind in LAYER_RULES:
                 return _as_call_rule(LAYER_RULES[kind])
-            return CALL_RULES.get(kind)
+            return CALL_RULES.get(kind, keep_in_keras if kind in KEPT else None)
         home = type(operation).__module__
         if home.startswith("keras.src.applications."):
             return APPLICATION_RULES.get(kind)

@@ -12,14 +12,14 @@ from keras_kd.compression.bridge_errors import NotBridgeable
 from keras_kd.compression.bridge_fields import common, fields, penalties
 
 _L = tf_keras.layers
-_KERNEL = (
+KERNEL_PENALTIES = (
     "kernel_regularizer",
     "bias_regularizer",
     "activity_regularizer",
     "kernel_constraint",
     "bias_constraint",
 )
-_DEPTHWISE = (
+DEPTHWISE_PENALTIES = (
     "depthwise_regularizer",
     "bias_regularizer",
     "activity_regularizer",
@@ -38,7 +38,7 @@ def dense(layer: Any, name: str) -> list[Any]:
         layer.units,
         activation=fused,
         use_bias=layer.use_bias,
-        **penalties(layer, *_KERNEL),
+        **penalties(layer, *KERNEL_PENALTIES),
         **common(layer, name),
     )
     return [made, *behind]
@@ -50,7 +50,7 @@ def convolution(layer: Any, name: str) -> list[Any]:
     made = getattr(_L, type(layer).__name__)(
         activation=fused,
         **fields(layer, "filters", "groups", "use_bias", *_WINDOW),
-        **penalties(layer, *_KERNEL),
+        **penalties(layer, *KERNEL_PENALTIES),
         **common(layer, name),
     )
     return [made, *behind]
@@ -62,7 +62,7 @@ def transposed_convolution(layer: Any, name: str) -> list[Any]:
     made = getattr(_L, type(layer).__name__)(
         activation=fused,
         **fields(layer, "filters", "use_bias", "output_padding", *_WINDOW),
-        **penalties(layer, *_KERNEL),
+        **penalties(layer, *KERNEL_PENALTIES),
         **common(layer, name),
     )
     return [made, *behind]
@@ -74,7 +74,7 @@ def depthwise(layer: Any, name: str) -> list[Any]:
     made = getattr(_L, type(layer).__name__)(
         activation=fused,
         **fields(layer, "depth_multiplier", "use_bias", *_WINDOW),
-        **penalties(layer, *_DEPTHWISE),
+        **penalties(layer, *DEPTHWISE_PENALTIES),
         **common(layer, name),
     )
     return [made, *behind]

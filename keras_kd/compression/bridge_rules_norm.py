@@ -17,7 +17,9 @@ from keras_kd.compression.bridge_fields import common, fields, penalties
 _L = tf_keras.layers
 _BATCH_NORM = ("beta_regularizer", "gamma_regularizer", "beta_constraint", "gamma_constraint")
 # Behind these (and nothing between) TF-MOT folds a BatchNormalization into the kernel.
-_FOLDS_INTO = frozenset({"Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense"})
+_FOLDS_INTO = frozenset(
+    {"Conv1D", "Conv2D", "Dense", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D"}
+)
 
 
 def batch_normalization(call: Call) -> Any:
@@ -31,21 +33,32 @@ def batch_normalization(call: Call) -> Any:
     if layer.get_config().get("renorm") or getattr(layer, "synchronized", False):
         raise NotBridgeable("synchronized batch statistics")
 
-    def make() -> Chain:
-        name = call.name()
-        made = _L.BatchNormalization(
-            **fields(layer, "axis", "momentum", "epsilon", "center", "scale"),
-            **penalties(layer, *_BATCH_NORM),
-            **common(layer, name),
-        )
-        alone = not _folds(call.previous)
-        rank = len(call.input.shape)
-        last = layer.axis in (-1, rank - 1)
-        if alone and last and rank == 4:
-            return Chain([identity_depthwise(f"{name}/channels"), made], weighted=[made])
-        return Chain([made])
+    rank = len(call.input.shape)
+    last = layer.axis in (-1, rank - 1)
 
-    return call.chain(call.builder.remembered(call, make))
+    def build(kind: Any) -> Any:
+        return kind(
+            axis=-1 if last else layer.axis,
+            **fields(layer, "momentum", "epsilon", "center", "scale"),
+            **penalties(layer, *_BATCH_NORM),
+            **common(layer, call.name()),
+        )
+
+    def behind_a_kernel() -> Chain:
+        return Chain([build(_L.BatchNormalization)])
+
+    def alone() -> Chain:
+        made = build(_L.BatchNormalization)
+        return Chain([identity_depthwise(f"{made.name}/channels"), made], weighted=[made])
+
+    if not last or rank > 4 or call.input.shape[-1] is None:
+        # In this place no kernel can be put before it, so TF-MOT would refuse it.
+        return call.chain(call.builder.remembered(call, lambda: Chain([build(ours.AxisNormalization)])))
+    folds = _folds(call.previous) and (rank in (2, 4) or call.builder.rows_of(call.input) is not None)
+    chain = call.builder.remembered(call, behind_a_kernel if folds else alone)
+    if rank == 4 or (rank == 2 and folds):
+        return call.chain(chain)
+    return call.from_rows(call.chain(chain, call.rows(call.input)), rank)
 
 
 def identity_depthwise(name: str) -> Any:
@@ -80,12 +93,13 @@ def scale_and_shift(call: Call, scale: np.ndarray, offset: np.ndarray) -> Any:
     per_channel = all(
         item.size == 1 or item.shape[-1:] == (item.size,) == (channels,) for item in (scale, offset)
     )
-    if len(value.shape) == 4 and channels is not None and per_channel and not one_number:
+    rank = len(value.shape)
+    if 2 <= rank <= 4 and channels is not None and per_channel and not one_number:
         made = _L.DepthwiseConv2D(1, trainable=False, name=name)
-        outputs = call.run(made, value)
+        outputs = call.run(made, value if rank == 4 else call.rows(value))
         kernel = np.broadcast_to(scale.reshape(-1), (channels,)).reshape(1, 1, channels, 1)
         made.set_weights([kernel, np.broadcast_to(offset.reshape(-1), (channels,))])
-        return outputs
+        return outputs if rank == 4 else call.from_rows(outputs, rank)
     if one_number or not np.any(offset):
         return call.run(ours.ConstantMultiply(scale, name=name), value)
     scaled = call.run(ours.ConstantMultiply(scale, name=f"{name}/scale"), value)

@@ -6,9 +6,12 @@ from typing import Any
 
 import tf_keras
 
+from keras_kd.compression import bridge_layers as ours
 from keras_kd.compression.bridge_activations import ACTIVATIONS, activation_name
 from keras_kd.compression.bridge_build import Call
-from keras_kd.compression.bridge_fields import common, fields
+from keras_kd.compression.bridge_errors import NotBridgeable
+from keras_kd.compression.bridge_fields import common, fields, penalties
+from keras_kd.compression.bridge_rules_keep import keep_in_keras
 
 _L = tf_keras.layers
 
@@ -62,3 +65,32 @@ def dropout(layer: Any, name: str) -> Any:
 def identity(layer: Any, name: str) -> Any:
     """Identity."""
     return _L.Activation("linear", name=name)
+
+
+def prelu(layer: Any, name: str) -> Any:
+    """PReLU."""
+    return _L.PReLU(
+        shared_axes=layer.get_config()["shared_axes"],
+        **penalties(layer, "alpha_regularizer", "alpha_constraint"),
+        **common(layer, name),
+    )
+
+
+def up_sampling(layer: Any, name: str) -> Any:
+    """UpSampling2D by repetition or bilinear."""
+    if layer.interpolation not in ("nearest", "bilinear"):
+        raise NotBridgeable(f"interpolation {layer.interpolation!r}; TFLite resizes nearest or bilinear")
+    return _L.UpSampling2D(**fields(layer, "size", "data_format", "interpolation"), **common(layer, name))
+
+
+def resizing(call: Call) -> Any:
+    """Resizing to a fixed size; what TFLite has no operator for runs as Keras 3 runs it."""
+    config = call.operation.get_config()
+    plain = config["interpolation"] in ("nearest", "bilinear") and not any(
+        config.get(name) for name in ("crop_to_aspect_ratio", "pad_to_aspect_ratio", "antialias")
+    )
+    # Keras rounds the result for integer pixels.
+    if not plain or len(call.input.shape) != 4 or not call.input.dtype.is_floating:
+        return keep_in_keras(call)
+    resize = ours.Resize(config["height"], config["width"], config["interpolation"], name=call.name())
+    return call.run(resize, call.input)

@@ -3,10 +3,12 @@
 import keras
 import numpy as np
 import pytest
+import tf_keras
 from keras import layers as L
 
 from keras_kd.compression.bridge import bridge_report, copy_weights_back, to_tf_keras
-from keras_kd.compression.bridge_rules import APPLICATION_RULES, CALL_RULES, LAYER_RULES
+from keras_kd.compression.bridge_layers import custom_objects
+from keras_kd.compression.bridge_rules import APPLICATION_RULES, CALL_RULES, KEPT, LAYER_RULES
 
 IMAGE, SEQUENCE, VOLUME, VECTOR = (8, 8, 3), (8, 3), (5, 6, 4, 2), (6,)
 
@@ -32,6 +34,34 @@ def merged(layer, count=2):
     return keras.Model(inputs, layer(inputs))
 
 
+def volumes(layer, shape):
+    return keras.Sequential([keras.Input(shape), layer])
+
+
+def words(*layers):
+    return keras.Sequential([keras.Input((6,), dtype="int32"), *layers])
+
+
+def pair_of_vectors(layer):
+    inputs = [keras.Input((4,)), keras.Input((4,))]
+    return keras.Model(inputs, layer(inputs))
+
+
+def with_states(layer, initial=False):
+    inputs = keras.Input(SEQUENCE)
+    states = [L.Dense(4)(inputs[:, 0]), L.Dense(4)(inputs[:, 1])] if initial else None
+    return keras.Model(inputs, layer(inputs, initial_state=states))
+
+
+def attention(layer, **options):
+    query, value = keras.Input((5, 3)), keras.Input((7, 4))
+    return keras.Model([query, value], layer(query, value, **options))
+
+
+def image_net():
+    return keras.Sequential([keras.Input((6, 5, 2)), L.Conv2D(3, 3), L.BatchNormalization(), L.Flatten()])
+
+
 def adapted(layer):
     layer.adapt(np.random.default_rng(0).normal(3.0, 2.0, size=(16, *IMAGE)))
     return layer
@@ -39,6 +69,60 @@ def adapted(layer):
 
 # One entry or more per rule; `test_every_rule_is_tried` fails for a rule without one.
 CASES = {
+    "ActivityRegularization": [lambda: vector(L.ActivityRegularization(l1=0.1, l2=0.2))],
+    "Bidirectional": [
+        lambda: sequence(L.Bidirectional(L.LSTM(3, return_sequences=True))),
+        lambda: sequence(L.Bidirectional(L.GRU(3), merge_mode="sum")),
+        lambda: sequence(L.Bidirectional(L.LSTM(3), backward_layer=L.LSTM(2, go_backwards=True))),
+    ],
+    "ConvLSTM1D": [lambda: volumes(L.ConvLSTM1D(2, 3), (4, 6, 3))],
+    "ConvLSTM2D": [lambda: volumes(L.ConvLSTM2D(2, 3, return_sequences=True), (3, 6, 5, 2))],
+    "ConvLSTM3D": [lambda: volumes(L.ConvLSTM3D(2, 2), (3, 4, 4, 4, 2))],
+    "Dot": [lambda: merged(L.Dot(axes=-1)), lambda: pair_of_vectors(L.Dot(axes=1, normalize=True))],
+    "Embedding": [
+        lambda: words(L.Embedding(5, 3)),
+        lambda: words(L.Embedding(5, 3, mask_zero=True), L.LSTM(4)),
+    ],
+    "GRU": [
+        lambda: sequence(L.GRU(4)),
+        lambda: sequence(L.GRU(4, reset_after=False, return_sequences=True, use_bias=False)),
+    ],
+    "LSTM": [
+        lambda: sequence(L.LSTM(4)),
+        lambda: sequence(L.LSTM(4, return_sequences=True, go_backwards=True, activation="silu")),
+        lambda: with_states(L.LSTM(4, return_state=True)),
+        lambda: with_states(L.LSTM(4, return_sequences=True), initial=True),
+    ],
+    "Masking": [lambda: sequence(L.Masking(0.0), L.LSTM(3))],
+    "MultiHeadAttention": [
+        lambda: attention(L.MultiHeadAttention(2, 4)),
+        lambda: attention(L.MultiHeadAttention(3, 2, value_dim=5, output_shape=4, use_bias=False)),
+        lambda: attention(L.MultiHeadAttention(2, 4, dropout=0.3), use_causal_mask=True),
+        lambda: attention(L.MultiHeadAttention(2, 4), return_attention_scores=True),
+    ],
+    "PReLU": [lambda: image(L.PReLU(shared_axes=[1, 2])), lambda: vector(L.PReLU())],
+    "Resizing": [
+        lambda: image(L.Resizing(5, 11)),
+        lambda: image(L.Resizing(16, 4, interpolation="nearest")),
+        lambda: image(L.Resizing(4, 6, crop_to_aspect_ratio=True)),
+        lambda: keras.Sequential([keras.Input((4, 4, 3), dtype="uint8"), L.Resizing(8, 8)]),
+    ],
+    "SeparableConv1D": [
+        lambda: sequence(L.SeparableConv1D(4, 3, strides=2, padding="same", depth_multiplier=2)),
+        lambda: sequence(L.SeparableConv1D(4, 3, use_bias=False, activation="hard_silu")),
+    ],
+    "SimpleRNN": [lambda: sequence(L.SimpleRNN(4, activation="relu"))],
+    "TimeDistributed": [
+        lambda: volumes(L.TimeDistributed(L.Conv2D(2, 3, activation="hard_silu")), (3, 6, 5, 2)),
+        lambda: volumes(L.TimeDistributed(image_net()), (3, 6, 5, 2)),
+        lambda: sequence(L.TimeDistributed(L.Dense(4))),
+    ],
+    "UpSampling1D": [lambda: sequence(L.UpSampling1D(3))],
+    "UpSampling2D": [
+        lambda: image(L.UpSampling2D((2, 3))),
+        lambda: image(L.UpSampling2D(2, interpolation="bilinear")),
+    ],
+    "UpSampling3D": [lambda: volume(L.UpSampling3D((1, 2, 2)))],
     "Activation": [lambda: image(L.Activation("relu6"))],
     "Add": [lambda: merged(L.Add()), lambda: merged(L.Add(), 3)],
     "AlphaDropout": [lambda: vector(L.AlphaDropout(0.3))],
@@ -58,7 +142,9 @@ CASES = {
         lambda: image(L.Conv2D(4, 3, activation="relu"), L.BatchNormalization(center=False)),
         lambda: vector(L.Dense(4), L.BatchNormalization()),
         lambda: vector(L.BatchNormalization()),
-        lambda: sequence(L.BatchNormalization()),
+        lambda: sequence(L.BatchNormalization(axis=2)),
+        lambda: sequence(L.Conv1D(4, 3), L.BatchNormalization(), L.ReLU(), L.Conv1D(2, 3)),
+        lambda: volume(L.BatchNormalization()),
         lambda: image(L.BatchNormalization(axis=1)),
     ],
     "Concatenate": [lambda: merged(L.Concatenate(), 3), lambda: merged(L.Concatenate(axis=1))],
@@ -131,6 +217,7 @@ CASES = {
         lambda: image(L.Rescaling(1 / 127.5, offset=-1)),
         lambda: image(L.Rescaling([0.5, 2.0, 3.0], offset=[1.0, -1.0, 0.0])),
         lambda: vector(L.Rescaling(2.0, offset=1.0)),
+        lambda: sequence(L.Rescaling([1.0, 2.0, 3.0], offset=1.0)),
         lambda: keras.Sequential([keras.Input((4, 4, 3), dtype="uint8"), L.Rescaling(1 / 127.5, offset=-1)]),
     ],
     "Reshape": [lambda: image(L.Reshape((4, -1)))],
@@ -176,6 +263,51 @@ def test_rule_computes_what_keras_computes(kind, number):
         np.testing.assert_allclose(new, old + 1.0, rtol=1e-5)
 
 
+KEPT_CASES = {
+    "AdaptiveAveragePooling1D": lambda: sequence(L.AdaptiveAveragePooling1D(3)),
+    "AdaptiveAveragePooling2D": lambda: image(L.AdaptiveAveragePooling2D((3, 2))),
+    "AdaptiveAveragePooling3D": lambda: volume(L.AdaptiveAveragePooling3D(2)),
+    "AdaptiveMaxPooling1D": lambda: sequence(L.AdaptiveMaxPooling1D(3)),
+    "AdaptiveMaxPooling2D": lambda: image(L.AdaptiveMaxPooling2D(3)),
+    "AdaptiveMaxPooling3D": lambda: volume(L.AdaptiveMaxPooling3D(2)),
+    "AdditiveAttention": lambda: two_sequences(L.AdditiveAttention()),
+    "Attention": lambda: two_sequences(L.Attention(use_scale=True)),
+    "CenterCrop": lambda: image(L.CenterCrop(5, 4)),
+    "EinsumDense": lambda: sequence(L.EinsumDense("abc,cd->abd", output_shape=(None, 4), bias_axes="d")),
+    "GroupNormalization": lambda: image(L.GroupNormalization(groups=3)),
+    "GroupedQueryAttention": lambda: attention_of_one(L.GroupQueryAttention(4, 4, 2)),
+    "RMSNormalization": lambda: image(L.RMSNormalization()),
+    "UnitNormalization": lambda: image(L.UnitNormalization()),
+}
+
+
+def two_sequences(layer):
+    inputs = [keras.Input((5, 3)), keras.Input((7, 3))]
+    return keras.Model(inputs, layer(inputs))
+
+
+def attention_of_one(layer):
+    inputs = keras.Input((5, 3))
+    return keras.Model(inputs, layer(inputs, inputs))
+
+
+@pytest.mark.parametrize("kind", KEPT_CASES)
+def test_layers_that_stay_keras_inside(kind):
+    model = KEPT_CASES[kind]()
+    assert kind in {type(layer).__name__ for layer in model.layers}
+    randomize(model)
+    bridged = to_tf_keras(model, seed=1)
+    assert bridge_report(bridged).largest_relative_difference < 1e-5
+    with tf_keras.utils.custom_object_scope(custom_objects()):
+        clone = tf_keras.models.clone_model(bridged)
+    values = [weight + 1.0 for weight in bridged.get_weights()]
+    clone.set_weights(values)
+    before = model.get_weights()
+    copy_weights_back(clone, model)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_allclose(new, old + 1.0, rtol=1e-6)
+
+
 def applications_layer(name, *args, **kwargs):
     """A layer that keras.applications keeps to itself, taken out of a model that uses it."""
     tiny = keras.applications.ConvNeXtTiny(weights=None, include_top=False, input_shape=(32, 32, 3), **kwargs)
@@ -200,3 +332,4 @@ def test_layers_of_keras_applications(name):
 def test_every_rule_is_tried():
     assert sorted(APPLICATION_CASES) == sorted(APPLICATION_RULES)
     assert sorted(CASES) == sorted([*LAYER_RULES, *CALL_RULES])
+    assert sorted(KEPT_CASES) == sorted(KEPT)
