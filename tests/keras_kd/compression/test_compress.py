@@ -279,3 +279,47 @@ def test_training_that_is_stopped_before_the_full_sparsity_is_an_error(digits, t
 
     with pytest.raises(keras_kd.compression.plan.CompressionError, match=r"dense: 0\.[0-6]"):
         keras_kd.compress(trained[1], "prune75", x[:300], y[:300], epochs=8, verbose=0, callbacks=[Stop()])
+
+
+def test_the_xnnpack_policy_prunes_1x1_convolutions_only_and_refuses_other_graphs(digits, trained):
+    x, y, _, _ = digits
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    student = keras.Sequential(
+        [
+            keras.Input((16, 16, 3)),
+            layers.ZeroPadding2D(1),
+            layers.Conv2D(8, 3, strides=2, name="start"),
+            layers.ReLU(),
+            layers.Conv2D(16, 1, name="one"),
+            layers.ReLU(),
+            layers.DepthwiseConv2D(3, padding="same", name="depthwise"),
+            layers.Conv2D(16, 1, name="two"),
+            layers.GlobalAveragePooling2D(keepdims=True),
+            layers.Flatten(),
+            layers.Dense(10, name="last"),
+        ]
+    )
+    images = np.repeat(x[:100, :16, :16], 3, axis=-1)
+    compressed = keras_kd.compress(student, "prune80+xnnpack", images, y[:100], loss=LOSS, verbose=0)
+    found = compressed.report.layer_sparsity
+    assert found["one"] == pytest.approx(0.8, abs=1 / 128)
+    assert found["two"] == pytest.approx(0.8, abs=1 / 256)
+    assert found["start"] == found["last"] == 0.0
+    assert any("policy 'xnnpack'" in reason for row in compressed.report.layers for reason in row.reasons)
+    with pytest.raises(ValueError, match="XNNPACK's sparse kernels do not fit"):
+        keras_kd.compress(trained[1], "prune80+xnnpack", x[:100], y[:100], verbose=0)
+
+
+def test_nothing_of_a_finished_compression_stays_reachable(digits, trained):
+    import gc
+    import weakref
+
+    x, y, _, _ = digits
+    compressed = keras_kd.compress(
+        trained[1], "prune50-int8", x[:100], y[:100], teacher=trained[0], verbose=0
+    )
+    alive = [weakref.ref(compressed.model), weakref.ref(compressed.float_model)]
+    del compressed
+    gc.collect()
+    assert [reference() for reference in alive] == [None, None]
