@@ -17,9 +17,10 @@ from tflite_tools.runner import Arrays, ModelRunner, TensorSpec
 Isolate = Literal["auto"] | bool
 ArtifactLike = TFLiteArtifact | str | os.PathLike[str] | bytes
 
-# A further process costs about 0.4 s to start; below this much remaining work it would not pay.
-_WORTH_A_PROCESS_S = 1.5
-_CHUNK_S = 0.25
+# A further worker must be worth its start: a process takes about 0.4 s, a thread a few milliseconds.
+_WORTH_A_PROCESS_S = 0.8
+_WORTH_A_THREAD_S = 0.02
+_CHUNK_S = 0.1
 
 
 def predict(
@@ -50,7 +51,8 @@ def predict(
       isolate: run in a child process, so that a file that aborts its process raises ModelCrashError and
         nothing else happens. "auto": for files that were loaded, not for those made by `convert` in this
         process.
-      num_processes: at most this many; default: one per core this process may use.
+      num_processes: at most so many at a time (threads, where nothing is isolated); default: one per core this
+        process may use.
       num_threads: of each interpreter.
       reference_kernels: the runtime's plain kernels, bit-exact with TFLite Micro, instead of the fast ones.
       dequantize_outputs: False returns the file's own integers.
@@ -75,11 +77,11 @@ def predict(
     options = {"signature": signature, "num_threads": num_threads, "reference_kernels": reference_kernels}
     runner = open_runner(artifact, isolate, options)
     try:
-        feeds, single = prepare(x, runner.inputs)
+        values, single = prepare(x, runner.inputs)
         if single:
-            calls = [runner.once(feeds)]
+            calls = [runner.once(to_raw(values, runner.inputs))]
         else:
-            calls = _run_all(runner, artifact, feeds, options, num_processes or available_cores())
+            calls = _run_all(runner, artifact, values, options, num_processes or available_cores())
     finally:
         if isinstance(runner, ChildRunner):
             runner.close()
@@ -125,7 +127,7 @@ def open_runner(
 
 
 def prepare(x: Any, inputs: tuple[TensorSpec, ...]) -> tuple[Arrays, bool]:
-    """Raw tensors for every input, and whether they are exactly one call's worth.
+    """Checked values for every input, and whether they are exactly one call's worth.
 
     Raises:
       ValueError: with every problem found.
@@ -136,11 +138,11 @@ def prepare(x: Any, inputs: tuple[TensorSpec, ...]) -> tuple[Arrays, bool]:
     for spec in inputs:
         if spec.name in named:
             value = np.asarray(named[spec.name])
-            problem = _misfit(value, spec)
+            problem = _misfit(value, spec) or _problem_of(value, spec)
             if problem:
                 problems.append(problem)
             else:
-                feeds[spec.name] = _as_raw(value, spec, problems)
+                feeds[spec.name] = value
     if problems:
         raise ValueError(
             "x does not fit the model's inputs:" + "".join(f"\n  - {problem}" for problem in problems)
@@ -199,92 +201,109 @@ def _misfit(value: np.ndarray, spec: TensorSpec) -> str | None:
     return f"input {spec.name!r}: expected [examples, {expected}], got {list(value.shape)}.{hint}"
 
 
-def _as_raw(value: np.ndarray, spec: TensorSpec, problems: list[str]) -> np.ndarray:
+def _problem_of(value: np.ndarray, spec: TensorSpec) -> str | None:
+    """What keeps values of the right shape from being fed, if anything."""
+    if spec.dtype == "string" or value.dtype == np.dtype(spec.dtype):
+        return None
+    if value.dtype.kind not in "biuf":
+        return f"input {spec.name!r}: expected numbers, got {value.dtype}."
+    wanted = np.dtype(spec.dtype)
+    if wanted.kind not in "iu" or not value.size:
+        return None
+    if value.dtype.kind == "f" and np.isnan(value.min()):
+        return f"input {spec.name!r}: there are NaN values, and no integer stands for them."
+    limits = np.iinfo(wanted)
+    fits = value.min() >= limits.min and value.max() <= limits.max and np.array_equal(value, np.round(value))
+    if not spec.is_quantized and not fits:
+        return (
+            f"input {spec.name!r}: the file takes {wanted} values and says no scale for them; the data are not "
+            f"whole numbers from {limits.min} to {limits.max}."
+        )
+    return None
+
+
+def to_raw(values: Arrays, inputs: tuple[TensorSpec, ...]) -> Arrays:
+    """Values of the file's own types: quantized where the input is, unless they are so already."""
+    return {spec.name: _as_raw(values[spec.name], spec) for spec in inputs}
+
+
+def _as_raw(value: np.ndarray, spec: TensorSpec) -> np.ndarray:
     if spec.dtype == "string":
         return value.astype(object) if value.dtype.kind in "OSU" else value.astype(str).astype(object)
     wanted = np.dtype(spec.dtype)
-    if value.dtype == wanted:
-        return np.ascontiguousarray(value)
-    if value.dtype.kind not in "biuf":
-        problems.append(f"input {spec.name!r}: expected numbers, got {value.dtype}.")
-        return value
-    if spec.scale is not None and spec.zero_point is not None:
+    if value.dtype != wanted and spec.scale is not None and spec.zero_point is not None:
         return quantize(value, spec.scale, spec.zero_point, wanted)
-    if wanted.kind in "iu":
-        limits = np.iinfo(wanted)
-        if value.size and (
-            value.min() < limits.min or value.max() > limits.max or np.any(value != np.round(value))
-        ):
-            problems.append(
-                f"input {spec.name!r}: the file takes {wanted} values and says no scale for them; the data "
-                "are not "
-                f"whole numbers from {limits.min} to {limits.max}."
-            )
-            return value
-    return value.astype(wanted)
+    return np.ascontiguousarray(value, wanted)
 
 
 def _run_all(
     runner: ModelRunner | ChildRunner,
     artifact: TFLiteArtifact,
-    feeds: Arrays,
+    values: Arrays,
     options: dict[str, Any],
-    processes: int,
+    workers: int,
 ) -> list[Arrays]:
-    """All examples, in order; the work is shared among processes once it turns out to be worth it."""
-    count = len(next(iter(feeds.values())))
+    """All examples, in order; the work is shared once it turns out to be worth it.
+
+    Interpreters in this process run in threads, as they let go of Python's lock while they work; isolated ones are
+    processes anyway. Values are quantized chunk by chunk, by whoever runs them.
+    """
+    count = len(next(iter(values.values())))
     own = runner.own_batch()
     if runner.keeps_state and count:
-        return runner.run(feeds)
+        return runner.run(to_raw(values, runner.inputs))
     chunks: dict[int, list[Arrays]] = {}
     lock = threading.Lock()
     position = 0
     chunk = own * max(1, 64 // own)
-    failure: list[BaseException] = []
+    failures: list[BaseException] = []
 
     def take() -> tuple[int, Arrays] | None:
         nonlocal position
         with lock:
-            if position >= count or failure:
+            if position >= count or failures:
                 return None
             start, position = position, min(count, position + chunk)
-            return start, {name: value[start : start + chunk] for name, value in feeds.items()}
+            return start, {name: value[start:position] for name, value in values.items()}
 
-    def work(worker: ModelRunner | ChildRunner) -> None:
-        while (job := take()) is not None:
-            chunks[job[0]] = worker.run(job[1])
+    def work(worker: ModelRunner | ChildRunner, jobs: int | None = None) -> None:
+        while jobs is None or jobs > 0:
+            job = take()
+            if job is None:
+                return
+            chunks[job[0]] = worker.run(to_raw(job[1], worker.inputs))
+            jobs = None if jobs is None else jobs - 1
 
-    # The first chunks tell how long the rest would take (the first of all also finds the batch size).
-    for _ in range(2):
-        job = take()
-        if job is None:
-            break
-        started = time.perf_counter()
-        chunks[job[0]] = runner.run(job[1])
-        seconds_each = (time.perf_counter() - started) / len(next(iter(job[1].values())))
-    if position < count:
-        remaining_s = seconds_each * (count - position)
-        helpers = min(processes, 1 + int(remaining_s / _WORTH_A_PROCESS_S)) - 1
-        chunk = max(chunk, chunk * int(_CHUNK_S / max(seconds_each * chunk, 1e-6)))
-
-        def help_out() -> None:
-            try:
+    def help_out() -> None:
+        try:
+            if isinstance(runner, ChildRunner):
                 with ChildRunner(artifact.content, **options) as child:
                     work(child)
-            except BaseException as error:  # carried into the caller's thread
-                failure.append(error)
+            else:
+                work(ModelRunner(artifact.content, **options))
+        except BaseException as error:  # carried into the caller's thread
+            failures.append(error)
 
+    work(runner, jobs=1)  # also finds the batch size, which takes a while
+    started = time.perf_counter()
+    before = position
+    work(runner, jobs=1)
+    if position < count:
+        seconds_each = (time.perf_counter() - started) / (position - before)
+        worth_s = _WORTH_A_PROCESS_S if isinstance(runner, ChildRunner) else _WORTH_A_THREAD_S
+        helpers = min(workers - 1, int(seconds_each * (count - position) / worth_s))
+        chunk *= max(1, int(_CHUNK_S / max(seconds_each * chunk, 1e-6)))
         threads = [threading.Thread(target=help_out, daemon=True) for _ in range(helpers)]
         for thread in threads:
             thread.start()
         try:
             work(runner)
         except BaseException as error:
-            failure.append(error)
+            failures.append(error)
         for thread in threads:
             thread.join()
-    if failure:
-        raise failure[0]
+    if failures:
+        raise failures[0]
     return [call for start in sorted(chunks) for call in chunks[start]]
 
 

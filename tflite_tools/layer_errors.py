@@ -4,12 +4,13 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tflite_tools.artifact import TFLiteArtifact
-from tflite_tools.interpreter import Isolate, open_runner, prepare
+from tflite_tools.interpreter import Isolate, open_runner, prepare, to_raw
 from tflite_tools.processes import ChildRunner
 from tflite_tools.quantized_values import dequantize
 from tflite_tools.records import Record
@@ -70,8 +71,10 @@ def layer_errors(
                 "converted by tflite_tools.convert; of a Keras model, pass the model itself as the reference."
             )
         sums = {mine.name: _Sums() for _, mine in pairs}
-        feeds_first, single = prepare(x, first.inputs)
-        feeds_second, _ = prepare(x, second.inputs)
+        head = _head(x)
+        values, single = prepare(head, first.inputs)
+        feeds_first = to_raw(values, first.inputs)
+        feeds_second = to_raw(prepare(head, second.inputs)[0], second.inputs)
         for expected, measured in zip(
             _calls(first, feeds_first, single), _calls(second, feeds_second, single)
         ):
@@ -100,6 +103,15 @@ def _pairs(
 def _plain(name: str) -> str:
     """A tensor's name without what quantizing adds to it."""
     return re.sub(r"(_int8|_int16|_uint8|_quantized|_dequantize)$", "", name)
+
+
+def _head(x: Any) -> Any:
+    """The first examples of x, whatever form it has."""
+    if isinstance(x, Mapping):
+        return {name: values[:MAX_EXAMPLES] for name, values in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [values[:MAX_EXAMPLES] for values in x]
+    return np.asarray(x)[:MAX_EXAMPLES]
 
 
 def _calls(runner: Any, feeds: Arrays, single: bool) -> Any:

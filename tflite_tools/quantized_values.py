@@ -10,13 +10,13 @@ def quantize(values: np.ndarray, scale: float, zero_point: int, dtype: np.dtype 
     them to even, which is one step off for one value in two).
 
     Args:
-      values: real values, any shape.
+      values: real values, any shape, without NaN: no integer stands for that.
       scale: > 0, real units per step.
       zero_point: the integer that stands for 0.0.
-      dtype: int8, uint8, int16 or int32.
+      dtype: int8, uint8 or int16.
 
     Returns:
-      Integers of the same shape. NaN becomes the zero point.
+      Integers of the same shape.
 
     Example:
       >>> quantize(np.array([0.25, 0.75, -0.25, 99.0]), 0.5, 0, "int8").tolist()
@@ -24,11 +24,17 @@ def quantize(values: np.ndarray, scale: float, zero_point: int, dtype: np.dtype 
     """
     limits = np.iinfo(dtype)
     quotient = np.asarray(values, np.float32) / np.float32(scale)
-    quotient = np.nan_to_num(quotient, nan=0.0, posinf=np.inf, neginf=-np.inf)
-    # trunc(q + 0.5) in float32 would round 0.49999997 up, so the fraction is compared instead.
-    whole = np.trunc(quotient)
-    rounded = whole + np.where(np.abs(quotient - whole) >= 0.5, np.sign(quotient), 0)
-    return np.clip(rounded.astype(np.float64) + zero_point, limits.min, limits.max).astype(dtype)
+    steps = np.rint(quotient)  # halves to even
+    rest = quotient - steps
+    ties = np.abs(rest) == 0.5
+    if ties.any():
+        # Rounded towards zero where the rest points away from it: one step further.
+        toward_zero = ties & ((rest > 0) == (quotient > 0))
+        steps[toward_zero] += np.sign(quotient[toward_zero])
+    # Clamped before the zero point is added: float32 holds these whole numbers exactly.
+    np.clip(steps, limits.min - zero_point, limits.max - zero_point, out=steps)
+    steps += zero_point
+    return steps.astype(dtype)
 
 
 def dequantize(values: np.ndarray, scale: float, zero_point: int) -> np.ndarray:

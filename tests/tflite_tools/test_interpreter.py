@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tflite_tools
+from tflite_tools import interpreter
 from tflite_tools.errors import ModelCrashError, UnsupportedModelError
 from tflite_tools.flatbuffer import Table
 from tflite_tools.interpreter import available_cores, prepare
@@ -88,6 +89,11 @@ def test_integers_of_another_type_are_real_values(int8_file):
     np.testing.assert_array_equal(
         tflite_tools.predict(int8_file, ones.astype("int64")), tflite_tools.predict(int8_file, ones)
     )
+
+
+def test_nan_has_no_integer(int8_file):
+    with pytest.raises(ValueError, match="NaN"):
+        tflite_tools.predict(int8_file, np.full((2, 6), np.nan))
 
 
 # --- shapes ---
@@ -203,17 +209,15 @@ def test_an_lstms_cell_starts_afresh_with_every_example(shared_data, name):
 # --- processes ---
 
 
-def test_processes_return_everything_in_order(dense):
+@pytest.mark.parametrize("isolate", [True, False])
+def test_workers_return_everything_in_order(dense, isolate, monkeypatch):
     artifact = tflite_tools.convert(dense)
     x = np.random.default_rng(0).normal(size=(3000, 6)).astype("float32")
-    from tflite_tools import interpreter
-
-    before = interpreter._WORTH_A_PROCESS_S
-    interpreter._WORTH_A_PROCESS_S = 1e-6  # so that this small job is shared too
-    try:
-        shared = tflite_tools.predict(artifact, x, num_processes=3)
-    finally:
-        interpreter._WORTH_A_PROCESS_S = before
+    # So that this small job is shared too, in small pieces.
+    monkeypatch.setattr(interpreter, "_WORTH_A_PROCESS_S", 1e-6)
+    monkeypatch.setattr(interpreter, "_WORTH_A_THREAD_S", 1e-6)
+    monkeypatch.setattr(interpreter, "_CHUNK_S", 1e-6)
+    shared = tflite_tools.predict(artifact, x, num_processes=3, isolate=isolate)
     np.testing.assert_allclose(shared, dense.predict(x, verbose=0), atol=1e-5)
 
 

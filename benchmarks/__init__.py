@@ -1,0 +1,1 @@
+"""Speed measurements; a package so that `benchmarks/tflite_tools.py` is not taken for the library."""
