@@ -23,7 +23,7 @@ import keras  # noqa: E402
 
 _require_tensorflow(keras.backend.backend(), "the configuration of Keras (keras.json)")
 
-from keras_kd import losses, schedules  # noqa: E402
+from keras_kd import losses, schedules, selection  # noqa: E402
 
 if TYPE_CHECKING:
     from keras_kd.chain import ChainStage, distill_chain
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from keras_kd.compression.sensitivity import sensitivity
     from keras_kd.distiller import Distiller
     from keras_kd.pipeline import distill_to_tflite
+    from keras_kd.selection.carving import carve_student
+    from keras_kd.teachers.cache import TeacherCache
     from keras_kd.teachers.ensemble import TeacherEnsemble
     from keras_kd.teachers.moving_average import MovingAverageTeacher
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 # only when such a name is first called, so that `tf.keras` stays Keras 3 in everybody else's process.
 _HOMES = {
     "Distiller": "distiller",
+    "TeacherCache": "teachers.cache",
     "TeacherEnsemble": "teachers.ensemble",
     "MovingAverageTeacher": "teachers.moving_average",
     "distill_chain": "chain",
@@ -57,6 +60,7 @@ _HOMES = {
     "UnsupportedLayerError": "compression.bridge_errors",
     "BridgeParityError": "compression.bridge_errors",
     "distill_to_tflite": "pipeline",
+    "carve_student": "selection.carving",
 }
 
 __all__ = [
@@ -68,17 +72,20 @@ __all__ = [
     "Distiller",
     "MovingAverageTeacher",
     "Pruning",
+    "TeacherCache",
     "TeacherEnsemble",
     "UnsupportedLayerError",
     "__version__",
     "bridge_report",
     "callbacks",
+    "carve_student",
     "compress",
     "copy_weights_back",
     "distill_chain",
     "distill_to_tflite",
     "losses",
     "schedules",
+    "selection",
     "sensitivity",
     "to_tf_keras",
 ]

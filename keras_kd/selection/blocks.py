@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_kd.compression.bridge_graph import run_graph
 from keras_kd.selection.examples_of import batches_of
+from keras_kd.selection.running import call_operation
 
 _BATCH = 64
 
@@ -116,7 +117,7 @@ def worth_by_inputs(model: keras.Model, blocks: list[Block], x: Any) -> list[flo
         found = {}
 
         def visit(operation: Any, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            result = operation(*args, **kwargs)
+            result = call_operation(operation, args, kwargs)
             if path in paths:
                 operands = args[0] if isinstance(args[0], (list, tuple)) else args
                 branch = _norm(operands[1 - paths[path].shortcut])

@@ -184,6 +184,7 @@ def carve(
       ...     [keras.Input((8,)), keras.layers.Dense(4, "relu", name="hidden"), keras.layers.Dense(3, name="logits")])
       >>> print(carve(teacher, keep=0.5).table())
       layer   channels  kept
+      ------  --------  ----
       hidden         4     2
       51 parameters before, 27 after
       44 multiply-accumulates before, 22 after
@@ -201,7 +202,8 @@ def carve(
             "The student cannot be carved like this: criterion 'taylor' needs labels, and x holds none."
         )
 
-    model, dropped = teacher, ()
+    model = teacher
+    dropped: tuple[str, ...] = ()
     if depth is not None:
         model, dropped = _without_blocks(teacher, depth, inputs, statistics_inputs)
     graph = before_graph if model is teacher else read_channels(model)

@@ -21,6 +21,9 @@ Shape = tuple[int | None, ...]
 
 FIXED = 0
 
+# From a function that counts the kept ids of a row to the new value of a constructor field.
+NewValue = Callable[[Callable[[Ids], int]], Any]
+
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
@@ -59,7 +62,7 @@ class LayerCut:
     path: str
     layer: Any
     weight_ids: dict[str, tuple[Ids | None, ...]] = dataclasses.field(default_factory=dict)
-    fields: dict[str, Callable[[Callable[[Ids], int]], Any]] = dataclasses.field(default_factory=dict)
+    fields: dict[str, NewValue] = dataclasses.field(default_factory=dict)
     produced: Ids | None = None
     positions: list[int | None] = dataclasses.field(default_factory=list)
     kernels: tuple[str, ...] = ()
@@ -71,6 +74,7 @@ class ChannelGraph:
     def __init__(self) -> None:
         self._parents: list[int] = [FIXED]
         self._slots: dict[tuple[int, str], Ids] = {}
+        self._kept_whole: list[tuple[str, str, list[Ids]]] = []
         self._roots: Ids | None = None  # computed once the walk is over
         self.cuts: dict[int, LayerCut] = {}  # by id() of the layer
         #: {layer path: why the channels that reach it stay whole}
@@ -125,12 +129,28 @@ class ChannelGraph:
         return self.cuts.setdefault(id(layer), LayerCut(path, layer))
 
     def keep_whole(self, path: str, why: str, tensors: Iterable[Labelled]) -> None:
-        """Fix everything that reaches a layer, and remember why if that costs anything."""
-        tensors = list(tensors)
-        if any(not tensor.fixed for tensor in tensors):
-            self.whole.setdefault(path, why)
-        for tensor in tensors:
+        """Fix everything that reaches a layer, once the walk is over."""
+        self._kept_whole.append((path, why, [tensor.ids for tensor in tensors]))
+
+    def finish(self, outputs: Iterable[Labelled]) -> None:
+        """End of the walk: outputs stay as they are, and so does what reaches layers that cannot be cut.
+
+        Only layers that cost something are named in `whole`: a softmax at the very end keeps channels that stay anyway.
+        """
+        for tensor in outputs:
             self.fix(tensor.ids)
+        roots = self.roots()
+        for path, why, rows in self._kept_whole:
+            if any(np.any(roots[ids]) for ids in rows):
+                self.whole.setdefault(path, why)
+        for _, _, rows in self._kept_whole:
+            for ids in rows:
+                self.fix(ids)
+
+
+def how_many(ids: Ids) -> NewValue:
+    """A field that says how many of these there are."""
+    return lambda count: count(ids)
 
 
 def labelled_as_fixed(shape: Sequence[int | None]) -> Labelled:

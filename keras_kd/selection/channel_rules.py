@@ -15,7 +15,14 @@ from keras import layers
 from keras_kd.compression.bridge_graph import is_graph_model, run_graph
 from keras_kd.errors import raise_all
 from keras_kd.selection import channel_rules_shape as shape_rules
-from keras_kd.selection.channel_graph import ChannelGraph, Ids, Labelled, labelled_as_fixed, tensors_in
+from keras_kd.selection.channel_graph import (
+    ChannelGraph,
+    Ids,
+    Labelled,
+    how_many,
+    labelled_as_fixed,
+    tensors_in,
+)
 
 Rule = Callable[[ChannelGraph, Any, str, Labelled], Labelled]
 
@@ -64,7 +71,7 @@ def convolution(graph: ChannelGraph, layer: Any, path: str, tensor: Labelled) ->
         # Every input channel has filters of its own: it goes together with them, and the groups become fewer.
         out = np.repeat(into, layer.filters // groups)
         cut.weight_ids = {"kernel": (*spatial, None, out), "bias": (out,)}
-        cut.fields["groups"] = lambda count, into=into: count(into)
+        cut.fields["groups"] = how_many(into)
         _produce_in_place(graph, layer, path, out)
     else:
         out = _produce(graph, layer, path, layer.filters)
@@ -77,7 +84,7 @@ def convolution(graph: ChannelGraph, layer: Any, path: str, tensor: Labelled) ->
             into = into.reshape(groups, -1)[0]
         cut.weight_ids = {"kernel": (*spatial, into, out), "bias": (out,)}
         cut.produced = out
-    cut.fields["filters"] = lambda count, out=out: count(out)
+    cut.fields["filters"] = how_many(out)
     return _result(cut, layer, tensor, axis, out, ("kernel",))
 
 
@@ -103,7 +110,7 @@ def transposed_convolution(graph: ChannelGraph, layer: Any, path: str, tensor: L
     out = _produce(graph, layer, path, layer.filters)
     cut = graph.cut(layer, path)
     cut.weight_ids = {"kernel": (*[None] * len(layer.kernel_size), out, into), "bias": (out,)}
-    cut.fields["filters"] = lambda count, out=out: count(out)
+    cut.fields["filters"] = how_many(out)
     cut.produced = out
     result = _result(cut, layer, tensor, axis, out, ("kernel",))
     cut.positions[-1] = _positions(tensor.shape, axis)  # the kernel is applied once per input position
@@ -134,7 +141,7 @@ def separable_convolution(graph: ChannelGraph, layer: Any, path: str, tensor: La
         "pointwise_kernel": (*spatial, np.repeat(into, layer.depth_multiplier), out),
         "bias": (out,),
     }
-    cut.fields["filters"] = lambda count, out=out: count(out)
+    cut.fields["filters"] = how_many(out)
     cut.produced = out
     return _result(cut, layer, tensor, axis, out, ("depthwise_kernel", "pointwise_kernel"))
 
@@ -146,7 +153,7 @@ def dense(graph: ChannelGraph, layer: Any, path: str, tensor: Labelled) -> Label
     out = _produce(graph, layer, path, layer.units)
     cut = graph.cut(layer, path)
     cut.weight_ids = {"kernel": (into, out), "bias": (out,)}
-    cut.fields["units"] = lambda count, out=out: count(out)
+    cut.fields["units"] = how_many(out)
     cut.produced = out
     return _result(cut, layer, tensor, axis, out, ("kernel",))
 
@@ -226,8 +233,7 @@ def read_channels(model: keras.Model) -> ChannelGraph:
         return apply_rule(graph, operation, path, args, kwargs)
 
     outputs = run_graph(model, [labelled_as_fixed(tensor.shape) for tensor in model.inputs], visit)
-    for tensor in tensors_in(outputs):
-        graph.fix(tensor.ids)
+    graph.finish(tensors_in(outputs))
     return graph
 
 
@@ -237,8 +243,8 @@ def apply_rule(
     """Follow the channels through one call."""
     rule = RULES.get(type(operation))
     first = args[0] if args else None
-    simple = isinstance(first, Labelled) and len(tensors_in((args, kwargs))) == 1
-    if rule is not None and simple and first.axis is not None and first.shape[first.axis] == len(first.ids):
+    only = isinstance(first, Labelled) and len(tensors_in((args, kwargs))) == 1
+    if rule is not None and only and first is not None and first.axis is not None:
         return rule(graph, operation, path, first)
     merged = shape_rules.merge(graph, operation, path, args, kwargs)
     if merged is not None:

@@ -142,7 +142,7 @@ def _reshaped(graph: ChannelGraph, path: str, tensor: Labelled, shape: Shape) ->
     if tensor.fixed or not known or values > _MOST_VALUES:
         graph.keep_whole(path, "the sizes that it reshapes are not known or too large to follow", [tensor])
         return labelled_as_fixed(shape)
-    sizes = tensor.shape[1:]
+    sizes = [size or 0 for size in tensor.shape[1:]]
     along = [1] * len(sizes)
     along[tensor.axis - 1] = len(tensor.ids)
     grid = np.broadcast_to(tensor.ids.reshape(along), sizes).reshape([size or 0 for size in shape[1:]])

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras_kd.compression.bridge_graph import run_graph
 from keras_kd.selection.channel_graph import ChannelGraph, Ids
 from keras_kd.selection.examples_of import batches_of
+from keras_kd.selection.running import call_operation
 
 CRITERIA = ("l1", "bn_scale", "activation", "taylor")
 _BATCH = 64
@@ -88,7 +89,7 @@ def reads_of(
         if id(operation) in graph.cuts and graph.cuts[id(operation)].kernels:
             found.append(args[0] if watch is None else watch(args[0]))
             args = (found[-1], *args[1:])
-        return operation(*args, **kwargs)
+        return call_operation(operation, args, kwargs)
 
     by_input = keras.tree.flatten(inputs)
     return run_graph(model, [tf.convert_to_tensor(value) for value in by_input], visit, training=False), found

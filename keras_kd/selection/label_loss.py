@@ -46,7 +46,7 @@ def _fitting(model: keras.Model, y: Any, outputs: Any) -> Any:
     flat = keras.tree.flatten(outputs)
     if len(flat) != 1 or len(keras.tree.flatten(y)) != 1:
         raise ValueError(
-            f"loss is None, and {model.name!r} has {len(flat)} outputs. Give loss, a function (labels, outputs) -> value."
+            f"loss is None, and {model.name!r} has {len(flat)} outputs. Give loss= a function of (labels, outputs)."
         )
     seen = seen_kinds(model)
     labels, values = np.asarray(keras.tree.flatten(y)[0]), flat[0]

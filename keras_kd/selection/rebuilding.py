@@ -49,6 +49,8 @@ def rebuild(
             if id(operation) in cuts and kept is not None:
                 fields = cuts[id(operation)].fields
                 config.update({field: value(counter(kept)) for field, value in fields.items()})
+            if "trainable" in config:
+                config["trainable"] = True
             new_layers[id(operation)] = type(operation).from_config(config)
             if isinstance(operation, keras.layers.Layer):
                 pairs.append((operation, new_layers[id(operation)]))
@@ -91,9 +93,9 @@ def _free_name(path: str, taken: Collection[str]) -> str:
 def _copy_weights(old: Any, new: Any, cut: Any, kept: np.ndarray | None) -> None:
     for source, target in zip(old.weights, new.weights, strict=True):
         value = keras.ops.convert_to_numpy(source)
-        axes = () if cut is None or kept is None else cut.weight_ids.get(source.name, ())
+        axes = () if cut is None else cut.weight_ids.get(source.name, ())
         for axis, ids in enumerate(axes):
-            if ids is not None:
+            if ids is not None and kept is not None:
                 value = np.compress(kept[ids], value, axis=axis)
         target.assign(value)
     if isinstance(new, keras.layers.Normalization):

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd.compression.bridge_graph import run_graph
+from keras_kd.selection.running import call_operation
 
 #: Examples that run at once, all layers' values in memory one after the other.
 SAMPLE = 256
@@ -40,7 +41,7 @@ def correct_statistics(
     def look(operation: Any, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(operation, keras.layers.BatchNormalization) and id(operation) not in reference:
             reference[id(operation)] = _moments(operation, args[0])
-        return operation(*args, **kwargs)
+        return call_operation(operation, args, kwargs)
 
     run_graph(original, inputs, look, training=False)
     waiting = {id(new): old for old, new in pairs if id(old) in reference}
@@ -51,7 +52,7 @@ def correct_statistics(
             mean, variance = reference[id(old)]
             places = kept.get(id(old), np.ones(len(mean), dtype=bool))
             _move(operation, _moments(operation, args[0]), (mean[places], variance[places]))
-        return operation(*args, **kwargs)
+        return call_operation(operation, args, kwargs)
 
     # In the order of the graph: every layer is corrected on inputs from layers that already are.
     run_graph(smaller, inputs, correct, training=False)
