@@ -250,6 +250,10 @@ def _define_compare(values: flags.FlagValues) -> None:
         "reference", None, "The model to compare with: .tflite, .keras or .h5.", flag_values=values
     )
     flags.DEFINE_string("data", None, "An .npz file with an array x.", flag_values=values)
+    flags.DEFINE_bool(
+        "layers", False, "Also compare layer by layer, with the float model.", flag_values=values
+    )
+    flags.DEFINE_string("plot", None, "With --layers: draw the errors to this file.", flag_values=values)
 
 
 def _compare(values: Any) -> None:
@@ -264,7 +268,10 @@ def _compare(values: Any) -> None:
         import keras
 
         reference = keras.models.load_model(reference, compile=False)
-    _print(values, compare(reference, _load_model(values.model), x))
+    result = compare(reference, _load_model(values.model), x, layers=values.layers or bool(values.plot))
+    if values.plot:
+        result.plot(values.plot)
+    _print(values, result)
 
 
 def _define_benchmark(values: flags.FlagValues) -> None:

@@ -60,6 +60,9 @@ def test_compare(capsys, model, tmp_path):
     )
     status, out, _ = run(capsys, *arguments)
     assert status == 0 and json.loads(out)["outputs"][0]["max_error"] == 0
+    status, out, _ = run(capsys, *arguments, "--layers", f"--plot={tmp_path / 'layers.png'}")
+    assert status == 0 and json.loads(out)["layers"][-1]["relative_error"] == 0
+    assert (tmp_path / "layers.png").exists()
 
 
 def test_c_array(capsys, model, tmp_path):
