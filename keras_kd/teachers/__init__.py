@@ -1,0 +1,1 @@
+"""Teachers: ensembles, moving averages, and how a teacher is run beside its student."""
