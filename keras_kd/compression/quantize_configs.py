@@ -35,6 +35,10 @@ _QuantizeRegistry: Any = _qat.QuantizeRegistry
 _LONGEST_MEMORY = 0.999
 
 
+# Below this a batch is taken for zeros.
+_NARROWEST_RANGE = 1e-6
+
+
 class WarmAverageQuantizer(_MovingAverageQuantizer):
     """Moving average of batch ranges whose memory grows with the steps: the first batch sets the range.
 
@@ -54,11 +58,16 @@ class WarmAverageQuantizer(_MovingAverageQuantizer):
         """See TF-MOT."""
         low, high, batches = weights["min_var"], weights["max_var"], weights["batches"]
         if training:
-            keep = tf.minimum(batches / (batches + 10.0), _LONGEST_MEMORY)
             # TFLite needs zero inside every range.
-            low = low.assign(keep * low + (1 - keep) * tf.minimum(tf.reduce_min(inputs), 0.0))
-            high = high.assign(keep * high + (1 - keep) * tf.maximum(tf.reduce_max(inputs), 0.0))
-            batches.assign_add(1.0)
+            least, most = tf.minimum(tf.reduce_min(inputs), 0.0), tf.maximum(tf.reduce_max(inputs), 0.0)
+            # Nothing but zeros says nothing about a range; until something comes it is 0..1, because runtimes
+            # refuse to rescale to a step near zero.
+            dead, first = most - least < _NARROWEST_RANGE, tf.equal(batches, 0.0)
+            keep = tf.minimum(batches / (batches + 10.0), _LONGEST_MEMORY)
+            unmoved_low, unmoved_high = tf.where(first, 0.0, low), tf.where(first, 1.0, high)
+            low = low.assign(tf.where(dead, unmoved_low, keep * low + (1 - keep) * least))
+            high = high.assign(tf.where(dead, unmoved_high, keep * high + (1 - keep) * most))
+            batches.assign_add(tf.where(dead, 0.0, 1.0))
         return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high, num_bits=8, narrow_range=False)
 
     def get_config(self) -> dict[str, Any]:

@@ -183,3 +183,37 @@ def test_kept_zeros_and_clusters_get_the_gradient_they_should(clusters):
         np.testing.assert_allclose(gradient, [[0, 3], [4.5, 3], [0, 4.5]], rtol=1e-6)
     else:
         np.testing.assert_allclose(gradient, [[0, 2], [3, 4], [0, 6]], rtol=1e-6)
+
+
+def test_dead_channels_and_dead_activations_do_not_break_the_file():
+    """Strong pruning empties whole output channels; a very negative bias silences a layer for good."""
+    keras.utils.set_random_seed(0)
+    student = keras.Sequential(
+        [
+            keras.Input((12, 12, 4)),
+            L.Rescaling(1 / 255.0),
+            L.Conv2D(8, 3, activation="relu", name="first"),
+            L.Conv2D(8, 3, name="conv"),
+            L.BatchNormalization(momentum=0.5),
+            L.ReLU(),
+            L.Conv2D(8, 1, activation="relu", name="dead"),
+            L.Flatten(),
+            L.Dense(5, name="last"),
+        ]
+    )
+    kernel, bias = student.get_layer("conv").get_weights()
+    kernel[..., :3] *= 1e-3  # these channels lose every weight at 75 %
+    student.get_layer("conv").set_weights([kernel, bias])
+    kernel, bias = student.get_layer("dead").get_weights()
+    student.get_layer("dead").set_weights([kernel, bias - 100])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    compressed = keras_kd.compress(
+        student, "prune75-int8", X, Y, loss=loss, epochs=2, batch_size=16, verbose=0
+    )
+    pruned = next(layer for layer in compressed.float_model.layers if layer.name == "conv").get_weights()[0]
+    assert (pruned[..., :3] == 0).all()
+    wanted = compressed.model.predict(X, verbose=0)
+    found = np.asarray(tflite_tools.predict(compressed.to_tflite(), X))
+    assert np.isfinite(found).all()
+    # The outputs are the last layer's biases: one step of their int8 scale is the most that may differ.
+    np.testing.assert_allclose(found, wanted, atol=np.ptp(wanted) / 255 + 1e-6)
