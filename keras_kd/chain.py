@@ -1,5 +1,6 @@
 """Teacher assistants: from a large teacher to a small student in several steps."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +35,8 @@ def distill_chain(
 
     Args:
       models: the trained teacher first, then the assistants, the student last; at least two.
-      x, y: training data, as `fit` takes them.
+      x: training inputs, as `fit` takes them.
+      y: labels, or None with `student_loss_weight=0`.
       distillation_losses: for every step: a loss, a list, or a callable from the step's number (from 0) to these;
         None is `LogitsDistillation()`.
       distillation_loss_weights: as in `Distiller`.
@@ -74,7 +76,7 @@ def distill_chain(
     raise_all(problems, subject="This is no chain of teachers and students")
     optimizer_config = keras.optimizers.serialize(keras.optimizers.get(optimizer))
     stages = [ChainStage(models[0], None)]
-    for index, (teacher, student) in enumerate(zip(models, models[1:])):
+    for index, (teacher, student) in enumerate(itertools.pairwise(models)):
         losses = distillation_losses(index) if _is_factory(distillation_losses) else distillation_losses
         student_trainable = student.trainable
         distiller = Distiller(

@@ -8,20 +8,19 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_kd import student_checks
+from keras_kd import distiller_checks as checks
+from keras_kd import distiller_config
 from keras_kd.callbacks import FitLength, add_callback
 from keras_kd.errors import raise_all
-from keras_kd.losses.base import pack, unpack
 from keras_kd.objective import DistillationObjective
 from keras_kd.output_kinds import seen_kinds
 from keras_kd.probing import first_inputs
-from keras_kd.schedules import Schedule, is_number_or_schedule, value_at
+from keras_kd.schedules import Schedule, value_at
 from keras_kd.taps import TappedModel
 from keras_kd.teachers import targets as teacher_targets
 from keras_kd.teachers.runner import TeacherRunner, as_teacher, fingerprint, is_cache, network_of
 
 Tensor = Any
-SAVE_TEACHER = ("embed", "reference", "none")
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -80,12 +79,12 @@ class Distiller(keras.Model):
             raise ValueError(f"Student must be a keras.Model, got {type(student).__name__}.")
         teacher = as_teacher(teacher)
         objective = DistillationObjective(distillation_losses, distillation_loss_weights)
-        _check_student_loss_weight(student_loss_weight)
-        problems = _argument_problems(teacher, student, teacher_preprocessing, save_teacher)
+        checks.check_student_loss_weight(student_loss_weight)
+        problems = checks.argument_problems(teacher, student, teacher_preprocessing, save_teacher)
         raise_all(problems, subject="This Distiller cannot be made")
         # Under the student's policy a LossScaleOptimizer is put on for mixed_float16; without autocast the
         # inputs reach both networks as they are.
-        kwargs.setdefault("dtype", student_checks.dtype_policy_of(student))
+        kwargs.setdefault("dtype", checks.dtype_policy_of(student))
         super().__init__(name=name, autocast=False, **kwargs)
 
         self.save_teacher = "none" if is_cache(teacher) else save_teacher
@@ -97,6 +96,7 @@ class Distiller(keras.Model):
         self.teacher_preprocessing = teacher_preprocessing
         self.student_loss_weight = student_loss_weight
         self.evaluate_distillation = False
+        self._has_label_loss = False
         self._objective = objective
         self._runner = TeacherRunner(None)
         self._expected_fingerprint: str | None = None
@@ -149,7 +149,7 @@ class Distiller(keras.Model):
             )
         teacher = as_teacher(teacher)
         raise_all(
-            _argument_problems(teacher, self.student, self.teacher_preprocessing, self.save_teacher),
+            checks.argument_problems(teacher, self.student, self.teacher_preprocessing, self.save_teacher),
             subject="This teacher does not fit",
         )
         expected = self._expected_fingerprint
@@ -191,10 +191,10 @@ class Distiller(keras.Model):
         self.evaluate_distillation = bool(evaluate_distillation)
         self._has_label_loss = loss is not None
         kinds = seen_kinds(self.student)
-        student_checks.warn_about_label_loss(loss, kinds, self.student.name)
-        student_checks.warn_about_softmax_student(kinds, self.student.name)
+        checks.warn_about_label_loss(loss, kinds, self.student.name)
+        checks.warn_about_softmax_student(kinds, self.student.name)
         if kwargs.get("jit_compile") is True and not tf.config.list_physical_devices("GPU"):
-            student_checks.warn_about_xla()
+            checks.warn_about_xla()
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
     @property
@@ -336,8 +336,8 @@ class Distiller(keras.Model):
                 total = total + share * tracked["student_loss"]
         elif not _is_zero(self.student_loss_weight):
             raise ValueError(
-                f"This batch has no labels, and student_loss_weight is {self.student_loss_weight!r}. Give labels, or set "
-                "student_loss_weight=0 to learn from the teacher alone."
+                f"This batch has no labels, and student_loss_weight is {self.student_loss_weight!r}. Give labels, "
+                "or set student_loss_weight=0 to learn from the teacher alone."
             )
         if taught is not None:
             teacher_outputs, teacher_features = taught
@@ -442,24 +442,7 @@ class Distiller(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Everything the Distiller is made of, ready for JSON."""
-        serialize = keras.saving.serialize_keras_object
-        config = super().get_config()
-        config.update(
-            {
-                "teacher": serialize(self.teacher) if self.save_teacher == "embed" else None,
-                "student": serialize(self.student),
-                "distillation_losses": [serialize(loss) for loss in self._objective.losses],
-                "distillation_loss_names": list(self._objective.names),
-                "distillation_loss_weights": [pack(weight) for weight in self._objective.weights],
-                "student_loss_weight": pack(self.student_loss_weight),
-                "teacher_preprocessing": pack(self.teacher_preprocessing),
-                "save_teacher": self.save_teacher,
-                "teacher_path": self.teacher_path,
-                "adapter_shapes": {
-                    name: pack(shapes) for name, shapes in self._objective.adapter_shapes.items()
-                },
-            }
-        )
+        config = {**super().get_config(), **distiller_config.config_of(self, self._objective)}
         if self.save_teacher == "reference":
             known = isinstance(self.teacher, keras.Model)
             config["teacher_fingerprint"] = fingerprint(self.teacher) if known else self._expected_fingerprint
@@ -468,22 +451,8 @@ class Distiller(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Distiller":
         """The Distiller that `get_config` described, without a teacher unless it was embedded."""
-        config = dict(config)
-        deserialize = keras.saving.deserialize_keras_object
-        for key in ("teacher", "student"):
-            if config[key] is not None:
-                config[key] = deserialize(config[key], custom_objects=custom_objects)
-        losses = [deserialize(loss, custom_objects=custom_objects) for loss in config["distillation_losses"]]
-        names = config.pop("distillation_loss_names", None)
-        config["distillation_losses"] = dict(zip(names, losses)) if names else losses
-        for key in ("distillation_loss_weights", "student_loss_weight", "teacher_preprocessing"):
-            config[key] = unpack(config.get(key))
-        config["_adapter_shapes"] = config.pop("adapter_shapes", None)
+        config = distiller_config.arguments_of(config, custom_objects)
         expected = config.pop("teacher_fingerprint", None)
-        if isinstance(config.get("dtype"), dict):
-            config["dtype"] = deserialize(config["dtype"])
-        if names:
-            config["distillation_loss_weights"] = dict(zip(names, config["distillation_loss_weights"]))
         distiller = cls(**config)
         distiller._expected_fingerprint = expected
         return distiller
@@ -506,27 +475,3 @@ def _is_zero(weight: Any) -> bool:
 
 def _is_one(weight: Any) -> bool:
     return not isinstance(weight, Schedule) and weight == 1
-
-
-def _check_student_loss_weight(value: Any) -> None:
-    if not is_number_or_schedule(value):
-        raise ValueError(
-            f"student_loss_weight must be a number or a keras_kd.schedules.Schedule, got {type(value).__name__}."
-        )
-    if not isinstance(value, Schedule) and not 0.0 <= value <= 1.0:
-        raise ValueError(f"student_loss_weight must be between 0.0 and 1.0, got {value!r}.")
-
-
-def _argument_problems(teacher: Any, student: Any, preprocessing: Any, save_teacher: str) -> list[str]:
-    problems = []
-    if save_teacher not in SAVE_TEACHER:
-        problems.append(
-            f"save_teacher must be one of {', '.join(map(repr, SAVE_TEACHER))}, got {save_teacher!r}."
-        )
-    if preprocessing is not None and not callable(preprocessing):
-        problems.append(f"teacher_preprocessing must be a callable or None, got {preprocessing!r}.")
-    if teacher is None and save_teacher == "embed":
-        problems.append("teacher is None; expected a keras.Model.")
-    if preprocessing is None:
-        problems.extend(student_checks.input_problems(network_of(teacher), student))
-    return problems

@@ -152,7 +152,8 @@ def mean_of_members(
 
     Example:
       >>> import numpy as np
-      >>> mean = mean_of_members([np.array([[0.9, 0.1]]), np.array([[0.5, 0.5]])], [False, False], [0.5, 0.5], "logits", 1.0)
+      >>> members = [np.array([[0.9, 0.1]]), np.array([[0.5, 0.5]])]
+      >>> mean = mean_of_members(members, [False, False], [0.5, 0.5], "logits", 1.0)
       >>> ops.convert_to_numpy(ops.softmax(mean)).round(4).tolist()
       [[0.7, 0.3]]
     """

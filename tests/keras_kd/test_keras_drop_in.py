@@ -40,12 +40,12 @@ class _WithoutPrivateLines(ast.NodeTransformer):
     def __init__(self) -> None:
         self.excluded: list[str] = []
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:  # noqa: N802
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         node.decorator_list = []  # a pytest mark of Keras's own configuration
         self.generic_visit(node)
         return node
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:  # noqa: N802 (the name ast asks for)
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         source = ast.unparse(node)
         if any(f".{attribute}" in source for attribute in PRIVATE_ATTRIBUTES):
             self.excluded.append(source)
@@ -56,7 +56,7 @@ class _WithoutPrivateLines(ast.NodeTransformer):
 def _keras_tests(file_name: str) -> tuple[types.ModuleType, list[str]]:
     spec = importlib.util.find_spec("keras.src.distillation")
     assert spec is not None and spec.submodule_search_locations
-    path = pathlib.Path(list(spec.submodule_search_locations)[0]) / file_name
+    path = pathlib.Path(next(iter(spec.submodule_search_locations))) / file_name
     if not path.exists():
         pytest.skip(f"Keras {keras.__version__} ships no {file_name}")
     tree = ast.parse(path.read_text(encoding="utf-8"))

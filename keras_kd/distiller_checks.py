@@ -1,4 +1,4 @@
-"""What can be said about a student, a teacher and a label loss before anything is trained."""
+"""What can be said about a Distiller's arguments before anything is trained."""
 
 import warnings
 from typing import Any
@@ -6,7 +6,11 @@ from typing import Any
 import keras
 
 from keras_kd.output_kinds import OutputKind
+from keras_kd.schedules import Schedule, is_number_or_schedule
 from keras_kd.taps import has_graph
+from keras_kd.teachers.runner import network_of
+
+SAVE_TEACHER = ("embed", "reference", "none")
 
 _FROM_LOGITS_LOSSES = {
     keras.losses.sparse_categorical_crossentropy: "softmax",
@@ -96,3 +100,29 @@ def warn_about_xla() -> None:
         "(MobileNetV2: seven times). jit_compile='auto' leaves it off.",
         stacklevel=3,
     )
+
+
+def check_student_loss_weight(value: Any) -> None:
+    """Raise `ValueError` unless `value` is a number in [0, 1] or a schedule."""
+    if not is_number_or_schedule(value):
+        raise ValueError(
+            f"student_loss_weight must be a number or a keras_kd.schedules.Schedule, got {type(value).__name__}."
+        )
+    if not isinstance(value, Schedule) and not 0.0 <= value <= 1.0:
+        raise ValueError(f"student_loss_weight must be between 0.0 and 1.0, got {value!r}.")
+
+
+def argument_problems(teacher: Any, student: Any, preprocessing: Any, save_teacher: str) -> list[str]:
+    """What is wrong with a Distiller's arguments, as far as one can see without running anything."""
+    problems = []
+    if save_teacher not in SAVE_TEACHER:
+        problems.append(
+            f"save_teacher must be one of {', '.join(map(repr, SAVE_TEACHER))}, got {save_teacher!r}."
+        )
+    if preprocessing is not None and not callable(preprocessing):
+        problems.append(f"teacher_preprocessing must be a callable or None, got {preprocessing!r}.")
+    if teacher is None and save_teacher == "embed":
+        problems.append("teacher is None; expected a keras.Model.")
+    if preprocessing is None:
+        problems.extend(input_problems(network_of(teacher), student))
+    return problems
