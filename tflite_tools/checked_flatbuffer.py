@@ -12,6 +12,7 @@ Source: the FlatBuffers internals document, https://flatbuffers.dev/internals/
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -155,15 +156,13 @@ class Table:
         self._reader.charge(4 + count, label)
         return bytes(self._reader.data[start : start + count]).decode("utf-8", "replace")
 
-    def tables(self, slot: int, label: str) -> list[Table]:
-        """A vector of tables. Each is labelled with its number."""
+    def tables(self, slot: int, label: str) -> Iterator[Table]:
+        """A vector of tables, one after the other. Each is labelled with its number."""
         found = self.span(slot, 4, label)
         if found is None:
-            return []
+            return
         start, count = found
         self._reader.charge(4 + 4 * count, label)
-        reader, result = self._reader, []
         for index in range(count):
             name = f"{label} {index}"
-            result.append(Table(reader, reader.indirect(start + 4 * index, name), name))
-        return result
+            yield Table(self._reader, self._reader.indirect(start + 4 * index, name), name)

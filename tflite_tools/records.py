@@ -26,6 +26,8 @@ class Record:
       True
     """
 
+    __slots__ = ()  # records that exist in thousands have slots and no dictionary
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python values that `json.dumps` takes; tuples become lists."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]

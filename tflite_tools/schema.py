@@ -8,6 +8,7 @@ of the fields in `schema.fbs`, which never change; a test compares them with the
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +56,10 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """One node of a graph; -1 among the inputs marks an optional input that is absent."""
+    """One node of a graph; -1 among the inputs marks an optional input that is absent.
+
+    `options` is kept for BATCH_MATMUL only.
+    """
 
     index: int
     name: str
@@ -138,7 +142,7 @@ def parse(data: bytes) -> Model:
         raise InvalidModelError(f"The file has schema version {version}; only version 3 is known.")
     codes = [_operator_code(table) for table in root.tables(1, "operator code")]
     buffers = _buffers(root.tables(4, "buffer"), reader)
-    tables = root.tables(2, "subgraph")
+    tables = list(root.tables(2, "subgraph"))
     if not tables:
         raise InvalidModelError("The .tflite file holds no graph: its list of subgraphs is empty.")
     subgraphs = tuple(
@@ -175,7 +179,7 @@ def _operator_code(table: Table) -> tuple[str, int, bool]:
     return name, table.integer(2, "int32", 1), is_custom
 
 
-def _buffers(tables: list[Table], reader: Reader) -> tuple[tuple[int, int], ...]:
+def _buffers(tables: Iterable[Table], reader: Reader) -> tuple[tuple[int, int], ...]:
     result, regions = [], set()
     for table in tables:
         start, length = table.span(0, 1, f"data of {table.label}") or (0, 0)
@@ -270,6 +274,7 @@ def _quantization(table: Table) -> Quantization | None:
 
 
 # Operators that run other subgraphs, and the slots of their options that hold the numbers.
+_OPTIONS_READ = {"BATCH_MATMUL"}
 _CALLS = {"CALL": (0,), "CALL_ONCE": (0,), "IF": (0, 1), "WHILE": (0, 1), "STABLEHLO_WHILE": (0, 1)}
 
 
@@ -292,7 +297,8 @@ def _operator(index: int, table: Table, codes: list, tensors: int, subgraphs: in
         inputs=_indices(table, 1, tensors, "inputs", optional=True),
         outputs=_indices(table, 2, tensors, "outputs"),
         calls=calls,
-        options=options,
+        # A table costs ten times the bytes it describes; it is kept where its fields are read later.
+        options=options if name in _OPTIONS_READ else None,
     )
 
 
