@@ -14,6 +14,7 @@ in a process of its own.
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -269,11 +270,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def in_own_process(family: str) -> dict[str, Any]:
     """Runs one family in a fresh process, so that memory is returned and a crash ends one row only."""
-    command = [sys.executable, __file__, f"--one={family}"]
+    # As a module from the root: run as a file, the scripts beside this one would hide packages of their name.
+    command = [sys.executable, "-m", "benchmarks.coverage", f"--one={family}"]
     for name in ("images", "batch_size", "seed"):
         command.append(f"--{name}={getattr(FLAGS, name)}")
     command.append(f"--tfmot={str(FLAGS.tfmot).lower()}")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    root = pathlib.Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
         tail = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]

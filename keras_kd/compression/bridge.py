@@ -67,7 +67,7 @@ def to_tf_keras(
 
     Args:
       keras_model: built Keras 3 Functional or Sequential model. A tf_keras model (a legacy `.h5` that Keras 3
-        cannot read) is accepted too and comes back as a copy.
+        cannot read) is rebuilt in the same way; the model itself stays as it is.
       rules: layer class -> `rule(layer, name)`, which returns a tf_keras layer named `name`, or a list of
         layers that run one after the other. The weights are copied in the order of `layer.weights`.
       check: compare both models on random inputs.
@@ -99,10 +99,14 @@ def to_tf_keras(
     from keras_kd.compression.bridge_parity import check_parity
     from keras_kd.compression.bridge_rules import rule_finder
 
-    if isinstance(keras_model, tf_keras.Model):
-        return _copy_of_tf_keras(keras_model)
     _require_graph(keras_model)
-    builder = GraphBuilder(keras_model, rule_finder(rules))
+    if isinstance(keras_model, tf_keras.Model):
+        from keras_kd.compression.bridge_legacy import legacy_rule_finder
+
+        finder = legacy_rule_finder(rules)
+    else:
+        finder = rule_finder(rules)
+    builder = GraphBuilder(keras_model, finder)
     bridged = builder.build()
     difference = None
     if check:
@@ -163,6 +167,8 @@ def copy_weights_back(
     from keras_kd.compression.bridge_build import GraphBuilder
     from keras_kd.compression.bridge_rules import rule_finder
 
+    if not isinstance(keras_model, keras.Model):
+        raise TypeError(f"keras_model must be a Keras 3 model, got {type(keras_model).__name__}")
     _require_graph(keras_model)
     builder = GraphBuilder(keras_model, rule_finder(rules))
     blank = builder.build()
@@ -203,10 +209,14 @@ def _plain_name(layer: Any) -> str:
 
 
 def _require_graph(model: Any) -> None:
+    import tf_keras
+
     from keras_kd.compression.bridge_graph import is_graph_model
 
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"keras_model must be a Keras 3 model, got {type(model).__name__}")
+    if not isinstance(model, (keras.Model, tf_keras.Model)):
+        raise TypeError(
+            f"keras_model must be a Keras 3 model or a tf_keras model, got {type(model).__name__}"
+        )
     if not is_graph_model(model):
         raise ValueError(
             f"keras_model {model.name!r} ({type(model).__name__}) is subclassed: it has no graph of layers "
@@ -217,19 +227,3 @@ def _require_graph(model: Any) -> None:
         raise ValueError(
             f"keras_model {model.name!r} has not been built: give it an Input, or call it on data, first"
         )
-
-
-def _copy_of_tf_keras(model: Any) -> Any:
-    """A copy of a tf_keras model; the original stays as it is, as a Keras 3 model would."""
-    import tf_keras
-
-    if not isinstance(model, tf_keras.Sequential) and not hasattr(model, "get_layer"):
-        raise ValueError(f"tf_keras model {model.name!r} is subclassed and cannot be copied layer by layer")
-    copy = tf_keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    names: dict[str, tuple[str, ...]] = {layer.name: (layer.name,) for layer in copy.layers}
-    weighted: dict[str, tuple[str, ...]] = {
-        layer.name: (layer.name,) for layer in copy.layers if layer.weights
-    }
-    setattr(copy, _ATTRIBUTE, BridgeReport(model.name, names, weighted, None, 0, 0))
-    return copy

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 import tf_keras
 
 from keras_kd.compression.bridge_errors import NotBridgeable, UnsupportedLayerError
@@ -304,7 +305,8 @@ class _Readers:
         self._first_input: dict[str, Any] = {}
         self._outputs: dict[str, Any] = {}
         self._calls: dict[str, int] = {}
-        outputs = run_graph(model, list(model.inputs), self._visit)
+        inputs = [_symbol_like(tensor) for tensor in model.inputs]
+        outputs = run_graph(model, inputs, self._visit)
         for tensor in _flat(outputs):
             self._read(tensor)
 
@@ -312,9 +314,14 @@ class _Readers:
         tensors = [item for item in _flat([args, kwargs]) if isinstance(item, keras.KerasTensor)]
         for tensor in tensors:
             self._read(tensor)
-        outputs = operation.compute_output_spec(*args, **kwargs)
+        if hasattr(operation, "compute_output_spec"):
+            outputs = operation.compute_output_spec(*args, **kwargs)
+        else:
+            outputs = operation.get_output_at(0)
         # A layer may hand on the very tensor that it got; a copy keeps producers apart.
-        outputs = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), outputs)
+        outputs = keras.tree.map_structure(
+            lambda t: keras.KerasTensor(tuple(t.shape), tf.as_dtype(t.dtype).name), outputs
+        )
         for tensor in _flat(outputs):
             self._producer[id(tensor)] = (path, operation)
         self._first_input[path] = tensors[0] if tensors else None
@@ -338,6 +345,10 @@ class _Readers:
             lambda t: tf_keras.Input(shape=tuple(t.shape)[1:], batch_size=t.shape[0], dtype=t.dtype),
             self._outputs[path],
         )
+
+
+def _symbol_like(tensor: Any) -> keras.KerasTensor:
+    return keras.KerasTensor(tuple(tensor.shape), tf.as_dtype(tensor.dtype).name)
 
 
 def _flat(structure: Any) -> Iterator[Any]:

@@ -36,6 +36,9 @@ def penalties(layer: Any, *attributes: str) -> dict[str, Any]:
     for attribute in attributes:
         value = getattr(layer, attribute, None)
         if value is not None:
+            if type(value).__module__.startswith("tf_keras."):
+                rebuilt[attribute] = value
+                continue
             home = tf_keras.constraints if attribute.endswith("_constraint") else tf_keras.regularizers
             rebuilt[attribute] = _rebuild(value, attribute, home)
     return rebuilt

@@ -16,9 +16,18 @@ Visitor = Callable[[Any, str, tuple[Any, ...], dict[str, Any]], Any]
 
 def is_graph_model(operation: Any) -> bool:
     """Whether `operation` is a model whose layers can be walked: Functional or a built Sequential."""
-    if not isinstance(operation, keras.Model):
+    if isinstance(operation, keras.Model):
+        return isinstance(operation, keras.Sequential) or hasattr(operation, "operations")
+    return _is_legacy_graph(operation)
+
+
+def _is_legacy_graph(operation: Any) -> bool:
+    """Whether this is a tf_keras model with a graph of layers."""
+    import tf_keras
+
+    if not isinstance(operation, tf_keras.Model):
         return False
-    return isinstance(operation, keras.Sequential) or hasattr(operation, "operations")
+    return isinstance(operation, tf_keras.Sequential) or type(operation).__name__ == "Functional"
 
 
 def run_graph(model: keras.Model, inputs: list[Any], visit: Visitor, prefix: str = "", **forced: Any) -> Any:
@@ -34,6 +43,13 @@ def run_graph(model: keras.Model, inputs: list[Any], visit: Visitor, prefix: str
     Returns:
       The outputs in the model's own structure (a value, a list or a dict).
     """
+    if _is_legacy_graph(model):
+        from keras_kd.compression.bridge_graph_legacy import run_legacy_graph
+
+        def open_models(operation: Any, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return _visit(operation, path, args, kwargs, visit)
+
+        return run_legacy_graph(model, inputs, open_models, prefix)
     if isinstance(model, keras.Sequential):
         value = inputs[0]
         for layer in model.layers:

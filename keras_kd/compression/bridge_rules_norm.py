@@ -9,7 +9,6 @@ import numpy as np
 import tf_keras
 
 from keras_kd.compression import bridge_layers as ours
-from keras_kd.compression.bridge_activations import activation_name
 from keras_kd.compression.bridge_build import Call, Chain
 from keras_kd.compression.bridge_errors import NotBridgeable
 from keras_kd.compression.bridge_fields import common, fields, penalties
@@ -30,15 +29,16 @@ def batch_normalization(call: Call) -> Any:
     trains as before, and becomes a single int8 DEPTHWISE_CONV_2D.
     """
     layer = call.operation
+    axis = layer.axis[0] if isinstance(layer.axis, (list, tuple)) else layer.axis
     if layer.get_config().get("renorm") or getattr(layer, "synchronized", False):
         raise NotBridgeable("synchronized batch statistics")
 
     rank = len(call.input.shape)
-    last = layer.axis in (-1, rank - 1)
+    last = axis in (-1, rank - 1)
 
     def build(kind: Any) -> Any:
         return kind(
-            axis=-1 if last else layer.axis,
+            axis=-1 if last else axis,
             **fields(layer, "momentum", "epsilon", "center", "scale"),
             **penalties(layer, *_BATCH_NORM),
             **common(layer, call.name()),
@@ -69,7 +69,7 @@ def identity_depthwise(name: str) -> Any:
 def _folds(previous: Any) -> bool:
     if previous is None or type(previous).__name__ not in _FOLDS_INTO:
         return False
-    return isinstance(previous, keras.layers.Layer) and activation_name(previous.activation) == "linear"
+    return getattr(previous.activation, "__name__", "linear") == "linear"
 
 
 def rescaling(call: Call) -> Any:

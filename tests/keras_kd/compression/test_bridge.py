@@ -249,7 +249,7 @@ def test_models_without_a_graph_are_refused():
         def call(self, x):
             return x
 
-    with pytest.raises(TypeError, match="keras_model must be a Keras 3 model, got int"):
+    with pytest.raises(TypeError, match="keras_model must be a Keras 3 model or a tf_keras model, got int"):
         to_tf_keras(3)
     with pytest.raises(ValueError, match="subclassed"):
         to_tf_keras(Subclassed())
