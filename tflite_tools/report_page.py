@@ -53,14 +53,29 @@ def render(template: str, **values: Any) -> str:
 
 
 def _confusion(report: Report) -> list[dict[str, Any]]:
-    """Per stage, the matrix as rows of (count, fraction of the true class); None as count in large ones."""
+    """Per stage, the matrix as rows of cells: their count, fraction of the true class, and depth of color."""
     labels = class_labels(report)
     result = []
     for stage, matrix in (report.confusion or {}).items():
-        with_numbers = len(matrix) <= _MOST_CLASSES_WITH_NUMBERS
+        fractions = [[value / (sum(row) or 1) for value in row] for row in matrix]
+        # Mistakes are few beside right answers; on one scale with them they would not be seen.
+        worst = (
+            max((f for i, row in enumerate(fractions) for j, f in enumerate(row) if i != j), default=0) or 1
+        )
         rows = []
-        for label, row in zip(labels, matrix):
-            total = sum(row) or 1
-            rows.append((label, [(value if with_numbers else None, value / total) for value in row]))
-        result.append({"stage": stage, "labels": labels, "rows": rows})
+        for i, (label, counts) in enumerate(zip(labels, matrix)):
+            cells = []
+            for j, (value, fraction) in enumerate(zip(counts, fractions[i])):
+                kind, depth = ("right", fraction) if i == j else ("wrong", fraction / worst)
+                cells.append({"count": value, "fraction": fraction, "kind": kind, "depth": depth})
+            rows.append((label, cells))
+        result.append(
+            {
+                "stage": stage,
+                "labels": labels,
+                "rows": rows,
+                "dense": len(matrix) > _MOST_CLASSES_WITH_NUMBERS,
+                "upright": all(len(label) <= 3 for label in labels),
+            }
+        )
     return result

@@ -218,6 +218,11 @@ def _metrics(
         for name, values in metrics.items():
             base = name.removeprefix("val_")
             found.setdefault(base, {})[stage if name == base else f"{stage}, validation"] = values
+    # Frameworks log the same figures under two names ("loss" and "total_loss"); one chart of them is enough.
+    for name, lines in list(found.items()):
+        others = (found[other] for other in found if other != name)
+        if any(lines.items() <= other.items() for other in others):
+            del found[name]
 
     def rank(item: tuple[str, Any]) -> tuple[int, str]:
         name = item[0]
@@ -234,7 +239,7 @@ def _curves(axes: Any, lines: Mapping[str, list[float | None]], order: list[str]
             range(1, len(values) + 1),
             [math.nan if value is None else value for value in values],
             linestyle="--" if name != stage else "-",
-            marker=_MARKERS[number % len(_MARKERS)] if len(values) <= 30 else None,
+            marker=_MARKERS[number % len(_MARKERS)] if len(values) <= 12 else None,
             markersize=4,
             linewidth=1.5,
             color=SERIES[number % len(SERIES)],

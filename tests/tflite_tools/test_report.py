@@ -172,6 +172,21 @@ def test_the_charts_use_the_colors_of_the_page(tmp_path):
     assert set(re.findall(r"#[0-9a-fA-F]{6}\b", charts)) <= {"#ffffff"}
 
 
+def test_the_same_figures_under_two_names_are_drawn_once(tmp_path):
+    from tflite_tools.report_plots import charts
+
+    history = {"loss": [2.0, 1.0], "val_loss": [2.0, 1.5], "total_loss": [2.0, 1.0], "other": [1.0, 1.0]}
+    report = Report("t", STAGES[:1], curves={"teacher": history})
+    assert [name for name, *_ in charts(report)] == ["curve_loss", "curve_other"]
+
+
+def test_mistakes_are_seen_beside_right_answers(tmp_path):
+    text = full_report().write_html(tmp_path / "report.html").read_text(encoding="utf-8")
+    # Four of ten cats became dogs: the most frequent mistake of that stage has the full depth of its color.
+    assert '<td class="wrong" style="--v:1.000" title="cat answered as dog: 4 (40.0 %)">4</td>' in text
+    assert '<td class="right" style="--v:0.600" title="cat answered as cat: 6 (60.0 %)">6</td>' in text
+
+
 def test_the_same_report_gives_the_same_page(tmp_path):
     first = full_report().write_html(tmp_path / "a.html").read_bytes()
     assert first == full_report().write_html(tmp_path / "b.html").read_bytes()
@@ -187,7 +202,7 @@ def test_a_hundred_classes_stay_readable(tmp_path):
     text = (
         Report("t", STAGES[:1], confusion=matrix).write_html(tmp_path / "r.html").read_text(encoding="utf-8")
     )
-    assert "matrix dense" in text
+    assert 'class="matrix dense upright"' in text
 
 
 def test_plots_are_written_as_files(tmp_path):
