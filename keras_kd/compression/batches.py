@@ -63,8 +63,8 @@ def training_batches(
         steps = steps_per_epoch or length
         if steps is None:
             raise DataError("x is a dataset of unknown length; pass steps_per_epoch")
-        endless = dataset.map(_triple).repeat()
-        return Batches(lambda epoch: endless, steps, endless.element_spec[1] is not None)
+        whole = endless(dataset)
+        return Batches(lambda epoch: whole, steps, whole.element_spec[1] is not None)
     count = _length(x, "x")
     for name, value in (("y", y), ("sample_weight", sample_weight)):
         if value is not None and _length(value, name) != count:
@@ -92,6 +92,11 @@ def training_batches(
         return indices.map(gather, num_parallel_calls=1).prefetch(2)
 
     return Batches(from_epoch, steps_per_epoch or -(-count // batch_size), y is not None)
+
+
+def endless(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The batches of a data set as (x, y, weight), over and over."""
+    return dataset.map(_triple).repeat()
 
 
 def validation_batches(data: Any, *, batch_size: int) -> tf.data.Dataset | None:

@@ -183,8 +183,16 @@ def _prepare(
         attempt(adapt.adapt_optimizer, optimizer)
     callbacks = attempt(adapt.adapt_callbacks, fit.pop("callbacks", None)) or []
     epochs = attempt(_epochs, settings.epochs, phases) or {}
+    replayed = None
     if is_precomputed(teacher) and not batches.is_dataset(x):
-        x, y = teacher.dataset(x, y, batch_size=settings.batch_size, seed=settings.seed), None
+        weights = fit.pop("sample_weight", None)
+
+        def replayed(epoch: int, x: Any = x, y: Any = y) -> Any:
+            """The cache's own data set, from an epoch on; every pass over it is the next epoch."""
+            options = {"batch_size": settings.batch_size, "seed": settings.seed, "sample_weight": weights}
+            return teacher.dataset(x, y, initial_epoch=epoch, **options)
+
+        x, y = replayed(0), None
     sample_weight, steps = fit.pop("sample_weight", None), fit.pop("steps_per_epoch", None)
     data = validation = None
     if phases:
@@ -201,6 +209,8 @@ def _prepare(
         validation = attempt(
             lambda: batches.validation_batches(validation_data, batch_size=settings.batch_size)
         )
+        if data is not None and replayed is not None:
+            data = dataclasses.replace(data, dataset=lambda epoch: batches.endless(replayed(epoch)))
         if data is not None and not data.has_labels and teacher is None:
             problems.append(f"{' and '.join(phases)} need training: pass labels y, or a teacher")
         if data is not None and data.has_labels and loss is None and not problems:

@@ -59,7 +59,9 @@ def uninterrupted():
 
 
 # Epochs 1-3 prune, 4-6 cluster, 7-9 quantize: inside each phase, and at the end of one.
-@pytest.mark.parametrize("at", [1, 3, 5, 8])
+@pytest.mark.parametrize(
+    "at", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow), 8]
+)
 def test_a_resumed_run_ends_like_an_uninterrupted_one(at, uninterrupted, tmp_path):
     with pytest.raises(Interruption):
         compress(backup_dir=tmp_path, callbacks=[Interrupt(at)])

@@ -197,7 +197,7 @@ def test_the_same_seed_gives_the_same_model(digits, trained):
     assert files[0].sha256 == files[1].sha256
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "4x1", "1x4"])
+@pytest.mark.parametrize("pattern", ["2:4", "4x1", pytest.param("1x4", marks=pytest.mark.slow)])
 def test_patterns_hold_in_the_file(pattern, digits, trained):
     x, y, _, _ = digits
     recipe = keras_kd.CompressionRecipe(keras_kd.Pruning(0.5, pattern))

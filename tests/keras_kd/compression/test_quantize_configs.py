@@ -86,7 +86,8 @@ GRAPHS = [
 ]
 
 
-CASES = [(graph, "int8") for graph in GRAPHS] + [(residual, "prune50-int8"), (transposed, "prune50-int8")]
+CASES = [(graph, "int8") for graph in GRAPHS]
+CASES += [pytest.param(graph, "prune50-int8", marks=pytest.mark.slow) for graph in (residual, transposed)]
 
 
 @pytest.mark.parametrize(("graph", "recipe"), CASES, ids=lambda part: getattr(part, "__name__", part))
@@ -103,7 +104,7 @@ def test_the_file_is_integer_and_says_what_the_model_says(graph, recipe):
         Y,
         loss=loss,
         optimizer=keras.optimizers.Adam(1e-3),
-        epochs=3,
+        epochs=2,
         batch_size=16,
         verbose=0,
     )

@@ -393,3 +393,27 @@ def test_a_subclassed_or_unbuilt_student_is_refused():
     for student in (Own(), keras.Sequential([keras.layers.Dense(2)]), "student.keras"):
         with pytest.raises((ValueError, TypeError)):
             keras_kd.compress(student, "prune50", X, Y, loss=LOSS, verbose=0)
+
+
+@pytest.mark.parametrize("form", ["arrays", "dataset"])
+def test_a_teacher_cache_teaches_what_the_teacher_would(form, tmp_path):
+    teacher = small_student()
+    cache = keras_kd.TeacherCache.build(teacher, X, tmp_path / "cache", layers=("b",), dtype="float32")
+    losses = [keras_kd.losses.LogitsDistillation(), keras_kd.losses.FeatureDistillation("mse", "b", "b")]
+    # One batch holds all examples, so that the order in which they come does not matter.
+    common = {"distillation_losses": losses, "loss": LOSS, "batch_size": 50, "verbose": 0}
+    data = (X, Y) if form == "arrays" else (cache.dataset(X, Y, batch_size=50),)
+    cached = keras_kd.compress(small_student(), "prune50-int8", *data, teacher=cache, **common)
+    asked = keras_kd.compress(small_student(), "prune50-int8", X, Y, teacher=teacher, **common)
+    for phase, logs in asked.report.history.items():
+        for name, values in logs.items():
+            # Sums over the batch in another order.
+            np.testing.assert_allclose(cached.report.history[phase][name], values, rtol=1e-3, atol=1e-6)
+    assert cached.calibration.shape == (50, 6)
+
+
+def test_a_cache_without_its_dataset_is_refused(tmp_path):
+    cache = keras_kd.TeacherCache.build(small_student(), X, tmp_path / "cache")
+    plain = tf.data.Dataset.from_tensor_slices((X, Y)).batch(10)
+    with pytest.raises(ValueError, match=r"cache\.dataset"):
+        keras_kd.compress(small_student(), "prune50", plain, teacher=cache, loss=LOSS, verbose=0)
