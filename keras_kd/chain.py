@@ -78,7 +78,6 @@ def distill_chain(
     stages = [ChainStage(models[0], None)]
     for index, (teacher, student) in enumerate(itertools.pairwise(models)):
         losses = distillation_losses(index) if _is_factory(distillation_losses) else distillation_losses
-        student_trainable = student.trainable
         distiller = Distiller(
             teacher,
             student,
@@ -92,7 +91,6 @@ def distill_chain(
             on_stage(index, distiller)
         history = distiller.fit(x, y, **fit_kwargs)
         stages.append(ChainStage(student, history))
-        student.trainable = student_trainable
     return stages
 
 

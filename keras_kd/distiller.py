@@ -235,9 +235,8 @@ class Distiller(keras.Model):
             return x
         inputs, x = first_inputs(x)
         with self.distribute_strategy.scope():
-            plain, _ = teacher_targets.unpack(inputs)
-            plain = keras.tree.map_structure(ops.convert_to_tensor, plain)
-            student_outputs = self.student(plain, training=False)
+            inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+            student_outputs = self.student(teacher_targets.unpack(inputs)[0], training=False)
             self._objective.probe(self._runner.of_batch(inputs)[0], student_outputs)
         return x
 

@@ -30,7 +30,8 @@ class DistillationLoss(keras.distillation.DistillationLoss):
       teacher_layer_name: the tapped layer of the teacher, None for the outputs (`teacher_layer_names` for several).
       student_layer_name: the tapped layer of the student, None for the outputs.
       output_name: in a model of several outputs, the one that the loss is for; None for all of them.
-      per_example: False where the loss compares examples with each other and returns a scalar.
+      per_example: False where the loss compares examples with each other and returns a scalar. Under a
+        distribution strategy these are the examples of one replica, not of the whole batch.
       needs_labels: True where `labels` cannot be None.
       output_kind: "logits" where outputs are classes, "binary" for independent labels, "values" for anything
         else (no question of from_logits arises).

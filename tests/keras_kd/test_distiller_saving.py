@@ -49,8 +49,12 @@ def test_a_reloaded_distiller_has_the_students_weights(tmp_path, save_teacher, s
     distiller = Distiller(
         teacher,
         student,
-        [LogitsDistillation(temperature=2.5), FeatureDistillation("mse", "hidden", "hidden", name="hint")],
-        [0.5, schedules.Linear(1.0, 0.0, steps=10)],
+        [
+            LogitsDistillation(temperature=2.5),
+            FeatureDistillation("mse", "hidden", "hidden", name="hint"),
+            losses.VariationalInformation("hidden", "hidden"),
+        ],
+        [0.5, schedules.Linear(1.0, 0.0, steps=10), 0.1],
         student_loss_weight=0.25,
         save_teacher=save_teacher,
         teacher_path="teacher.keras",
@@ -71,8 +75,8 @@ def test_a_reloaded_distiller_has_the_students_weights(tmp_path, save_teacher, s
     for a, b in zip(distiller.adapters, loaded.adapters, strict=True):
         for saved, reloaded in zip(a.get_weights(), b.get_weights(), strict=True):
             np.testing.assert_array_equal(saved, reloaded)
-    assert len(loaded.adapters) == (0 if student_width == 6 else 1)
-    assert loaded.distillation_loss_weights == [0.5, schedules.Linear(1.0, 0.0, steps=10)]
+    assert len(loaded.adapters) == (1 if student_width == 6 else 2)
+    assert loaded.distillation_loss_weights == [0.5, schedules.Linear(1.0, 0.0, steps=10), 0.1]
     assert loaded.student_loss_weight == 0.25 and loaded.distillation_losses[0].temperature == 2.5
     assert float(loaded.optimizer.iterations) == float(distiller.optimizer.iterations) > 0
     if save_teacher == "embed":

@@ -446,3 +446,24 @@ def test_a_loss_of_the_users_own_as_keras_describes_it():
     t, s = forward(teacher, x), forward(student, x)
     cosine = (t * s).sum(-1) / np.linalg.norm(t, axis=-1) / np.linalg.norm(s, axis=-1)
     assert logs["cosine"][0] == pytest.approx(1 - cosine.mean(), rel=1e-5)
+
+
+def test_the_losses_of_keras_itself_work_too():
+    x, y = data()
+    teacher, student = pair()[0], dense(8, seed=11, name="student")
+    theirs = keras.distillation
+    distiller = Distiller(
+        teacher,
+        student,
+        [
+            theirs.LogitsDistillation(temperature=2.0, loss=keras.losses.KLDivergence()),
+            theirs.FeatureDistillation("mse", teacher_layer_name="hidden", student_layer_name="hidden"),
+        ],
+    )
+    distiller.compile(keras.optimizers.SGD(0.0), FROM_LOGITS)
+    logs = distiller.fit(x, y, batch_size=24, verbose=0).history
+    assert logs["logits_distillation"][0] == pytest.approx(
+        kl(forward(teacher, x), forward(student, x), 2.0).mean(), rel=1e-4
+    )
+    hidden = [np.asarray(model.get_layer("hidden")(x), "float64") for model in (teacher, student)]
+    assert logs["feature_distillation"][0] == pytest.approx(((hidden[0] - hidden[1]) ** 2).mean(), rel=1e-4)
