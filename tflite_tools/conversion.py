@@ -19,6 +19,8 @@ from tflite_tools.training_ranges import check_against_training
 from tflite_tools.version import __version__
 
 QUANTIZATIONS = (None, "float16", "dynamic", "int8", "int16x8")
+# Entries of `metadata` that tell how the model was made; they go into the provenance.
+_PROVENANCE_NAMES = ("recipe", "seed", "dataset", "teacher")
 _INTEGER = {"int8": "int8", "int16x8": "int16"}
 _INPUT_DTYPES: dict[str | None, tuple[str, ...]] = {
     "int8": ("int8", "uint8", "float32"),
@@ -58,7 +60,8 @@ def convert(
       include_preprocessing: a `tflite_tools.preprocessing.Preprocessing`, or its fields as a dictionary:
         resizing and scaling that become part of the file, so that the app feeds raw pixels.
       metadata: anything JSON can hold, embedded in the file and read back by `load`: class_names,
-        input_scaling, recipe, seed, ... False embeds nothing, not even the provenance.
+        input_scaling, ... (recipe, seed, dataset and teacher become part of the provenance). False embeds
+        nothing, not even the provenance.
 
     Returns:
       The artifact, with its provenance; `notes` holds what the converter had to say about the model.
@@ -101,12 +104,13 @@ def convert(
             calibrated=bool(calibrations),
         )
     provenance = _provenance(source, quantization, calibrations, batch_size, input_dtype)
+    extra = dict(metadata) if isinstance(metadata, Mapping) else {}
+    provenance |= {name: extra.pop(name) for name in _PROVENANCE_NAMES if name in extra}
+    if preprocessing is not None:
+        extra.setdefault("preprocessing", preprocessing.to_dict())
     artifact = TFLiteArtifact(content=content, provenance=provenance, notes=tuple(notes))
     if metadata is False:
         return artifact
-    extra = dict(metadata) if isinstance(metadata, Mapping) else {}
-    if preprocessing is not None:
-        extra.setdefault("preprocessing", preprocessing.to_dict())
     return embed(artifact, provenance=provenance, metadata=extra)
 
 

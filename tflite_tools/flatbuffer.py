@@ -125,11 +125,19 @@ def custom_codes(data: bytes) -> list[str]:
 
 def keeps_state(data: bytes) -> bool:
     """Whether a run leaves something behind for the next one: resource variables, or variable tensors."""
-    if VAR_HANDLE in operator_codes(data):
-        return True
-    return any(
-        tensor.scalar(5, "<B") for graph in Table.root(data).tables(2) for tensor in graph.tables(0)
-    )  # fmt: skip
+    return has_resource_variables(data) or any(tensor.scalar(5, "<B") for _, tensor in _tensors(data))
+
+
+def _tensors(data: bytes) -> Iterator[tuple[int, Table]]:
+    """(subgraph number, tensor) of every tensor."""
+    # A tensor takes more than four bytes; a file that seems to hold more of them counts some many times over.
+    budget = len(data) // 4
+    for number, graph in enumerate(Table.root(data).tables(2)):
+        for tensor in graph.tables(0):
+            budget -= 1
+            if budget < 0:
+                raise InvalidModelError("The .tflite file is broken: its graphs share their tensors.")
+            yield number, tensor
 
 
 def has_resource_variables(data: bytes) -> bool:
@@ -139,9 +147,8 @@ def has_resource_variables(data: bytes) -> bool:
 
 def tensor_types(data: bytes) -> Iterator[tuple[int, int, str]]:
     """(subgraph number, TensorType number, name) of every tensor."""
-    for number, graph in enumerate(Table.root(data).tables(2)):
-        for tensor in graph.tables(0):
-            yield number, tensor.scalar(1, "<b"), tensor.text(3)
+    for number, tensor in _tensors(data):
+        yield number, tensor.scalar(1, "<b"), tensor.text(3)
 
 
 def operator_outputs(data: bytes) -> list[int]:
@@ -159,6 +166,8 @@ def read_metadata(data: bytes) -> dict[str, bytes]:
     model = Table.root(data)
     buffers = model.tables(4)
     found: dict[str, bytes] = {}
+    # Entries of a damaged file may all name the same large buffer; honest ones do not overlap.
+    budget = 2 * len(data)
     for entry in model.tables(_METADATA):
         number = entry.scalar(1, "<I")
         if number >= len(buffers):
@@ -166,7 +175,11 @@ def read_metadata(data: bytes) -> dict[str, bytes]:
                 f"The .tflite file is broken: metadata {entry.text(0)!r} name buffer {number} of "
                 f"{len(buffers)}."
             )
-        found[entry.text(0)] = buffers[number].raw(0)
+        name, content = entry.text(0), buffers[number].raw(0)
+        budget -= len(name) + len(content)
+        if budget < 0:
+            raise InvalidModelError("The .tflite file is broken: its metadata are larger than the file.")
+        found[name] = content
     return found
 
 

@@ -213,8 +213,9 @@ def _problem_of(value: np.ndarray, spec: TensorSpec) -> str | None:
     if value.dtype.kind == "f" and np.isnan(value.min()):
         return f"input {spec.name!r}: there are NaN values, and no integer stands for them."
     limits = np.iinfo(wanted)
-    fits = value.min() >= limits.min and value.max() <= limits.max and np.array_equal(value, np.round(value))
-    if not spec.is_quantized and not fits:
+    if not spec.is_quantized and not (
+        value.min() >= limits.min and value.max() <= limits.max and np.array_equal(value, np.round(value))
+    ):
         return (
             f"input {spec.name!r}: the file takes {wanted} values and says no scale for them; the data are not "
             f"whole numbers from {limits.min} to {limits.max}."

@@ -91,7 +91,10 @@ class ModelRunner:
             self.signatures = tuple(self._interpreter.get_signature_list())
             if self._signature is not None and self._signature not in self.signatures:
                 raise KeyError(self._signature)
-            self._interpreter.allocate_tensors()
+            # A size that is open besides the batch counts as 1, which many graphs refuse: those wait for data.
+            shapes = [detail["shape_signature"] for detail in self._interpreter.get_input_details()]
+            if not any(size < 0 for shape in shapes for size in shape[1:]):
+                self._interpreter.allocate_tensors()
             # After allocate_tensors, which refuses to work while a signature's runner holds the interpreter.
             self._call = (
                 None if self._signature is None else self._interpreter.get_signature_runner(self._signature)

@@ -124,12 +124,15 @@ def open_source(
             return _from_saved_model(path, batch_size, signatures, preprocess)
         model = _load_keras_file(path)
     if isinstance(model, keras.Model):
+        model, precision = _in_float32(model, keras)
         with _unrolled(model, unroll) as notes:
             source = _from_keras(model, "keras", batch_size, signatures, preprocess)
-        return dataclasses.replace(source, notes=notes)
+        return dataclasses.replace(source, notes=precision + notes)
     tf_keras = sys.modules.get("tf_keras")  # a tf_keras model cannot exist unless somebody imported it
     if tf_keras is not None and isinstance(model, tf_keras.Model):
-        return _from_keras(model, "tf_keras", batch_size, signatures, preprocess)
+        model, precision = _in_float32(model, tf_keras)
+        source = _from_keras(model, "tf_keras", batch_size, signatures, preprocess)
+        return dataclasses.replace(source, notes=precision)
     functions = _named_functions(model, tf)
     if functions:
         return _from_functions(functions, batch_size, signatures, preprocess)
@@ -140,6 +143,27 @@ def open_source(
         "function, "
         "or a dictionary of signature name to such functions."
     )
+
+
+def _in_float32(model: Any, package: Any) -> tuple[Any, tuple[str, ...]]:
+    """The model itself, or a copy of a mixed-precision one that computes in float32: .tflite has no float16 kernels."""
+    dtypes = {str(getattr(layer, "compute_dtype", "float32")) for layer in _all_layers(model)}
+    half = sorted(dtypes & {"float16", "bfloat16"})
+    if not half:
+        return model, ()
+
+    def in_float32(layer: Any) -> Any:
+        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+
+    try:
+        copy = package.models.clone_model(model, clone_function=in_float32)
+        copy.set_weights(model.get_weights())
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConversionError(
+            f"The model computes in {half[0]}, for which .tflite has no operators, and it could not be rebuilt in "
+            f"float32 ({error}). Build it under the float32 policy and load its weights there."
+        ) from error
+    return copy, (f"The model computes in {half[0]}; the file computes in float32.",)
 
 
 def _load_keras_file(path: pathlib.Path) -> Any:

@@ -139,6 +139,18 @@ def test_flipped_bytes_never_escape_the_reader(shared_data):
                 call(bytes(broken))
 
 
+def test_metadata_that_overlap_are_refused_before_they_fill_the_memory():
+    """Ten thousand entries that all name the same megabyte would be ten gigabytes."""
+    entries = {f"entry {number}": b"x" for number in range(10_000)}
+    content = bytearray(add_metadata(MINIMAL, {**entries, "large": bytes(1 << 20)}))
+    large = len(entries)
+    for entry in Table.root(bytes(content)).tables(6):
+        slot = entry.slot(1)
+        content[slot : slot + 4] = struct.pack("<I", large)
+    with pytest.raises(InvalidModelError, match="larger than the file"):
+        load(bytes(content))
+
+
 def test_loading_imports_no_tensorflow(shared_data):
     code = (
         "import sys, tflite_tools; "

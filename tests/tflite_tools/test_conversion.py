@@ -98,7 +98,7 @@ def test_provenance_survives_saving(convnet, images, tmp_path):
     )
     loaded = tflite_tools.load(artifact.save(tmp_path / "m.tflite"))
     assert loaded.provenance == artifact.provenance
-    assert loaded.class_names == ("a", "b", "c", "d") and loaded.metadata["seed"] == 3
+    assert loaded.class_names == ("a", "b", "c", "d") and loaded.provenance["seed"] == 3
     assert loaded.provenance["calibration"]["serving_default"]["examples"] == 40
     assert loaded.provenance["versions"]["tensorflow"] == tf.__version__
 

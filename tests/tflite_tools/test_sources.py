@@ -126,6 +126,38 @@ def test_calibration_of_two_inputs_reaches_the_right_one():
     assert scales["z_first"] <= scales["a_second"]
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_models_become_float32(policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        inputs = keras.Input((6, 6, 1), name="image")
+        x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+        x = keras.layers.Flatten()(x)
+        mixed = keras.Model(inputs, keras.layers.Dense(3, dtype="float32")(x))
+    finally:
+        keras.config.set_dtype_policy(before)
+    images = np.random.default_rng(0).random((8, 6, 6, 1), dtype=np.float32)
+    artifact = tflite_tools.convert(mixed)
+    assert any("computes in float32" in note for note in artifact.notes)
+    # bfloat16 keeps 8 bits of a number; the file's float32 is the more exact of the two.
+    expected = mixed.predict(images, verbose=0)
+    assert np.max(np.abs(tflite_tools.predict(artifact, images) - expected)) <= 0.03 * np.ptp(expected)
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_open_image_sizes(isolate):
+    inputs = keras.Input((None, None, 1))
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2)(pooled))
+    artifact = tflite_tools.convert(model)
+    for size in (5, 9, 7):
+        x = np.random.default_rng(size).random((6, size, size + 1, 1), dtype=np.float32)
+        np.testing.assert_allclose(
+            tflite_tools.predict(artifact, x, isolate=isolate), model.predict(x, verbose=0), atol=1e-6
+        )
+
+
 # --- several signatures ---
 
 
