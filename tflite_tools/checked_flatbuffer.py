@@ -38,7 +38,7 @@ _BUDGET_FLOOR = 1 << 16
 class Reader:
     """The bytes of one file and how much of them has been followed so far."""
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes | bytearray):
         self.data = data
         self.size = len(data)
         self.followed = 0

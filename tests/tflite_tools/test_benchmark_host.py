@@ -11,10 +11,11 @@ import tiny_models
 
 from tflite_tools import BenchmarkResult, TFLiteArtifact, benchmark
 from tflite_tools.benchmarking import host, operator_profile
-from tflite_tools.benchmarking.operator_profile import parse_summary
+from tflite_tools.benchmarking.operator_profile import parse_summary, with_closed_sizes
 from tflite_tools.benchmarking.result import DelegateShare, Latency, OperatorTime
 from tflite_tools.benchmarking.statistics import median_interval, noise_warnings, relative_interval, summarize
 from tflite_tools.errors import InvalidModelError, ModelCrashError, UnsupportedModelError
+from tflite_tools.schema import parse
 
 
 def test_the_figures_by_hand():
@@ -162,6 +163,21 @@ def test_a_real_operator_profile():
     # The percentages are printed with three digits.
     assert sum(op.share for op in found.ops) == pytest.approx(1.0, abs=1e-4)
     assert any("measured with one thread" in warning for warning in found.warnings)
+
+
+def test_open_sizes_are_closed_for_the_profiler():
+    b = tiny_models.Builder()
+    x, y = b.tensor([1, 4]), b.tensor([1, 4])
+    b.op("RELU", [x], [y])
+    b.ends([x], [y])
+    closed = b.pack()
+    assert with_closed_sizes(closed) == (closed, False)
+    b.graph.tensors[x].shapeSignature = [-1, 4]
+    opened = b.pack()
+    content, found = with_closed_sizes(opened)
+    assert found and len(content) == len(opened)
+    assert parse(opened).subgraphs[0].tensors[x].shape_signature == (-1, 4)
+    assert parse(content).subgraphs[0].tensors[x].shape_signature == (1, 4)
 
 
 def test_other_versions_get_no_profile_and_a_reason(monkeypatch):

@@ -6,7 +6,9 @@ import importlib.metadata
 import re
 
 from tflite_tools.benchmarking.result import OperatorTime
+from tflite_tools.checked_flatbuffer import Reader
 from tflite_tools.errors import ModelCrashError
+from tflite_tools.schema import IDENTIFIER
 
 # Versions of ai-edge-litert whose C interface was tried. The interface is not declared stable, and a wrong
 # guess about it crashes, so other versions get no profile and a reason.
@@ -43,6 +45,7 @@ def operator_profile(
             "is installed.",
         )
     request = {"num_runs": num_runs, "warmup_runs": 3}
+    content, closed = with_closed_sizes(content)
     try:
         answer = run_child(
             "tflite_tools.benchmarking.operator_profile_worker", content, request, _TIME_LIMIT_S
@@ -57,6 +60,10 @@ def operator_profile(
     if not ops:
         return None, ("No operator profile: LiteRT's profiler reported no operators.",)
     remarks = []
+    if closed:
+        remarks.append(
+            "The operator profile was measured with every size that the file leaves open taken as 1."
+        )
     if num_threads > 1:
         remarks.append("The operator profile was measured with one thread.")
     if not use_xnnpack:
@@ -68,6 +75,22 @@ def operator_profile(
             "LiteRT's profiler counts whole microseconds: operators shorter than that appear as 0 or nearly."
         )
     return ops, tuple(remarks)
+
+
+def with_closed_sizes(content: bytes) -> tuple[bytes, bool]:
+    """The file with 1 in the place of open sizes, which the profiler refuses, and whether there were any.
+
+    The sizes stand in shape_signature; `shape` beside it has 1 there already.
+    """
+    data = bytearray(content)
+    found = False
+    for graph in Reader(data).root(IDENTIFIER).tables(2, "subgraph"):
+        for tensor in graph.tables(0, "tensor"):
+            sizes = tensor.vector(7, "int32", "shape signature")  # a view into `data`
+            if sizes.size and int(sizes.min()) < 0:
+                sizes[sizes < 0] = 1
+                found = True
+    return bytes(data), found
 
 
 def parse_summary(summary: str, num_runs: int) -> tuple[OperatorTime, ...]:
