@@ -84,6 +84,33 @@ _ACCELERATORS = (
         "integer",
     ),
     _Accelerator(
+        "Arm Ethos-U85",
+        "Vela 5.2.0, `vela --supported-ops-report` (https://pypi.org/project/ethos-u-vela/)",
+        _listed(
+            "ABS ADD ARG_MAX ASSIGN_VARIABLE AVERAGE_POOL_2D BATCH_MATMUL CAST CONCATENATION CONV_2D "
+            "DEPTHWISE_CONV_2D DIV ELU EQUAL EXP EXPAND_DIMS FULLY_CONNECTED GATHER GELU GREATER GREATER_EQUAL "
+            "HARD_SWISH LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOGISTIC MAXIMUM "
+            "MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL NEG NOT_EQUAL PACK PAD PADV2 PRELU QUANTIZE READ_VARIABLE "
+            "REDUCE_ALL REDUCE_ANY REDUCE_MAX REDUCE_MIN RELU RELU6 RELU_0_TO_1 RELU_N1_TO_1 RESHAPE "
+            "RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_V2 RSQRT SCATTER_ND SELECT SELECT_V2 SLICE SOFTMAX "
+            "SPLIT SPLIT_V SQUARED_DIFFERENCE SQUEEZE STRIDED_SLICE SUB SUM TANH TILE TRANSPOSE TRANSPOSE_CONV "
+            "UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK"
+        ),
+        "integer",
+    ),
+    _Accelerator(
+        "Qualcomm Hexagon DSP (Hexagon delegate)",
+        "TensorFlow, lite/delegates/hexagon/README.md, 'Supported Ops' "
+        "(https://github.com/tensorflow/tensorflow/tree/master/tensorflow/lite/delegates/hexagon)",
+        _listed(
+            "ADD ARG_MAX ARG_MIN AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTH_TO_SPACE DEPTHWISE_CONV_2D "
+            "FULLY_CONNECTED HARD_SWISH L2_NORMALIZATION LOGISTIC MAXIMUM MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL "
+            "NEG PACK PAD QUANTIZE RELU RELU6 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SLICE SOFTMAX "
+            "SPACE_TO_DEPTH SPLIT STRIDED_SLICE SUB TANH TRANSPOSE TRANSPOSE_CONV"
+        ),
+        "integer",
+    ),
+    _Accelerator(
         "Coral Edge TPU",
         "Coral documentation, 'Supported operations' "
         "(https://coral.ai/docs/edgetpu/models-intro/#supported-operations), runtime version 14",

@@ -1,7 +1,10 @@
 """What `inspect` says about a file, as a whole."""
 
+import importlib.metadata
+import importlib.util
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -166,6 +169,24 @@ def test_the_fallback_table_names_operators_that_exist():
     for accelerator in _ACCELERATORS:
         unknown = accelerator.operators - set(vars(schema.BuiltinOperator))
         assert not unknown, (accelerator.name, unknown)
+
+
+def test_the_ethos_lists_are_those_that_vela_prints(tmp_path):
+    """Vela writes its own list; the table names the version it was taken from."""
+    from tflite_tools.delegates import _ACCELERATORS
+
+    if importlib.util.find_spec("ethosu") is None or importlib.metadata.version("ethos-u-vela") != "5.2.0":
+        pytest.skip("ethos-u-vela 5.2.0 is not installed")
+    program = "from ethosu.vela.vela import main; main(['--supported-ops-report'])"
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True)
+    report = (tmp_path / "SUPPORTED_OPS.md").read_text()
+    lists = {accelerator.name: accelerator.operators for accelerator in _ACCELERATORS}
+    for title, name in (
+        ("Ethos-U55 and Ethos-U65 TFLite", "Arm Ethos-U55 and U65"),
+        ("Ethos-U85 TFLite", "Arm Ethos-U85"),
+    ):
+        section = report.split(f"## {title} Summary Table")[1].split("## ")[0]
+        assert set(re.findall(r"^\| ([A-Z0-9_]+) \|", section, re.MULTILINE)) == lists[name]
 
 
 def test_the_text_says_what_a_reader_needs():
