@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from keras_kd.distiller import Distiller
     from keras_kd.pipeline import distill_to_tflite
     from keras_kd.selection.carving import carve_student
+    from keras_kd.selection.ranking import rank_layers
     from keras_kd.teachers.cache import TeacherCache
     from keras_kd.teachers.ensemble import TeacherEnsemble
     from keras_kd.teachers.moving_average import MovingAverageTeacher
@@ -61,6 +62,7 @@ _HOMES = {
     "BridgeParityError": "compression.bridge_errors",
     "distill_to_tflite": "pipeline",
     "carve_student": "selection.carving",
+    "rank_layers": "selection.ranking",
 }
 
 __all__ = [
@@ -84,6 +86,7 @@ __all__ = [
     "distill_chain",
     "distill_to_tflite",
     "losses",
+    "rank_layers",
     "schedules",
     "selection",
     "sensitivity",

@@ -42,6 +42,7 @@ from keras_kd.losses.output_classes import (
     RegressionDistillation,
 )
 from keras_kd.losses.relations import cosine_kernel_kl, relational_distance, similarity_distance
+from keras_kd.losses.selected import auto
 
 __all__ = [
     "AttentionTransfer",
@@ -61,6 +62,7 @@ __all__ = [
     "VariationalInformation",
     "attention_distance",
     "attention_map",
+    "auto",
     "correlation_distance",
     "cosine_kernel_kl",
     "decoupled_kl",

@@ -30,16 +30,19 @@ def label_loss(model: keras.Model, loss: Any, y: Any, outputs: Any) -> LabelLoss
       >>> round(float(compute(np.array([0, 2]), np.zeros((2, 3), "float32"))), 4)
       1.0986
     """
-    if loss is None and getattr(model, "compiled", False):
-        loss = model.loss
-    if loss is None:
-        loss = _fitting(model, y, outputs)
-    function = keras.losses.get(loss)
+    function = keras.losses.get(chosen_loss(model, loss, y, outputs))
 
     def compute(labels: Any, values: Any) -> Any:
         return keras.ops.mean(keras.ops.cast(function(labels, values), "float32"))
 
     return compute
+
+
+def chosen_loss(model: keras.Model, loss: Any, y: Any, outputs: Any) -> Any:
+    """The loss that `label_loss` measures, as `compile` takes it; same arguments."""
+    if loss is None and getattr(model, "compiled", False):
+        loss = model.loss
+    return _fitting(model, y, outputs) if loss is None else loss
 
 
 def _fitting(model: keras.Model, y: Any, outputs: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 import keras_kd
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import fashion  # noqa: E402
+import fashion
 
 
 @pytest.fixture(scope="module")
