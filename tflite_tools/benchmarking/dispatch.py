@@ -35,14 +35,15 @@ def benchmark(
 
     Args:
       artifact: an artifact, the file's bytes, or a path.
-      target: "host" is this machine; "micro" TFLite Micro's kernels, for a microcontroller's memory.
+      target: "host" is this machine; "android" a device that `adb` reaches; "micro" TFLite Micro's kernels,
+        for a microcontroller's memory.
       num_threads: threads of the runtime.
       num_runs: timed runs, at the least.
       warmup_runs: runs before those, which are not counted.
       op_profile: also measure every operator.
       **options: further options of the target; those of "host" are `use_xnnpack`, `interval`,
-        `time_limit_s` and `seed` (see `tflite_tools.benchmarking.host.benchmark_host`), those of "micro"
-        stand at `tflite_tools.benchmarking.micro.benchmark_micro`.
+        `time_limit_s` and `seed` (see `tflite_tools.benchmarking.host.benchmark_host`), those of the
+        others stand at `android.benchmark_android` and `micro.benchmark_micro` in the same package.
 
     Returns:
       A `BenchmarkResult`. A figure that was not measured is None.
@@ -51,6 +52,7 @@ def benchmark(
       ValueError: an unknown target, or an argument out of range.
       TypeError: an option that the target does not have.
       InvalidModelError, UnsupportedModelError, ModelCrashError: about the file.
+      DeviceError: about an Android device.
 
     Example:
       >>> benchmark(b"", target="hots")

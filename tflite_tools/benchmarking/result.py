@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tflite_tools.benchmarking.micro_result import MicroDetails
+from tflite_tools.benchmarking.phone_result import PhoneDetails
 from tflite_tools.records import Record
 from tflite_tools.text_table import DASH, count, microseconds, percent, text_table
 
@@ -90,6 +91,7 @@ class BenchmarkResult(Record):
       warnings: why the figures should be read with care.
       kind: "measured", or "estimated" for a figure that no device produced.
       micro: what target "micro" found beyond these; None for other targets.
+      phone: the same for target "android".
     """
 
     target: str
@@ -107,6 +109,7 @@ class BenchmarkResult(Record):
     warnings: tuple[str, ...] = ()
     kind: str = "measured"
     micro: MicroDetails | None = None
+    phone: PhoneDetails | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("measured", "estimated"):
@@ -135,8 +138,8 @@ class BenchmarkResult(Record):
         rows += [("arena", _bytes(self.arena_bytes))]
         rows += [("delegate", _delegate(share)) for share in self.delegates or ()]
         text = "\n".join(f"{name:<12} {value}" for name, value in rows)
-        if self.micro is not None:
-            text += f"\n{self.micro}"
+        for details in (self.micro, self.phone):
+            text += "" if details is None else f"\n{details}"
         if self.ops:
             table = [
                 [op.name, f"{op.calls:g}", microseconds(op.mean_us), percent(op.share)] for op in self.ops
