@@ -6,6 +6,8 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
+# Two processes: most of the suite waits for one core at a time. WORKERS=0 runs it in one.
+WORKERS ?= 2
 
 .PHONY: help demo test test-slow test-all lint format typecheck clean
 
@@ -31,7 +33,7 @@ demo: $(STAMP)
 	$(PY) examples/quickstart.py $(DEMO_FLAGS)
 
 test: $(STAMP)
-	$(PY) -m pytest $(PYTEST_FLAGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow $(PYTEST_FLAGS)

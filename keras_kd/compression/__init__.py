@@ -1,0 +1,1 @@
+"""Pruning, clustering and quantization of Keras 3 students through TF-MOT, behind a bridge to tf_keras."""
