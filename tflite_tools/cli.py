@@ -316,7 +316,10 @@ def _c_array(values: Any) -> None:
 
 
 def _define_report(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("input", None, "A report.json, or several, separated by commas.", flag_values=values)
+    flags.DEFINE_list("input", [], "A report.json, or several, separated by commas.", flag_values=values)
+    flags.DEFINE_list("models", [], "Or .tflite files to measure, the reference first.", flag_values=values)
+    flags.DEFINE_string("data", None, "With --models: an .npz file with arrays x and y.", flag_values=values)
+    flags.DEFINE_bool("op_profile", False, "With --models: also measure every operator.", flag_values=values)
     flags.DEFINE_string("html", None, "Write the page here.", flag_values=values)
     flags.DEFINE_string("markdown", None, "Write Markdown here.", flag_values=values)
     flags.DEFINE_string("plots", None, "Write the charts as PNG files to this folder.", flag_values=values)
@@ -325,10 +328,18 @@ def _define_report(values: flags.FlagValues) -> None:
 
 
 def _report(values: Any) -> None:
+    from tflite_tools.report import read_report
+    from tflite_tools.report_building import report_of_models, stage_names
     from tflite_tools.report_merging import merge_reports
 
-    _required(values, "input")
-    report = merge_reports(values.input.split(","), title=values.title)
+    if not values.input and not values.models:
+        raise UsageError("--input or --models is missing.")
+    x, y = load_arrays(values.data, "x", "y") if values.data else (None, None)
+    reports = [read_report(path) for path in values.input]
+    if values.models:
+        models = {name: _load_model(path) for name, path in stage_names(values.models).items()}
+        reports.append(report_of_models(models, x, y, op_profile=values.op_profile))
+    report = merge_reports(reports, title=values.title)
     if values.html:
         report.write_html(values.html)
     if values.markdown:
@@ -347,5 +358,7 @@ _COMMANDS = {
     "compare": _Command("how far a .tflite file is from another model", _define_compare, _compare),
     "benchmark": _Command("latency and memory of a .tflite file", _define_benchmark, _benchmark),
     "c_array": _Command("a .tflite file as C source for a microcontroller", _define_c_array, _c_array),
-    "report": _Command("a page, Markdown or charts from report.json files", _define_report, _report),
+    "report": _Command(
+        "a page, Markdown or charts from .tflite or report.json files", _define_report, _report
+    ),
 }

@@ -157,13 +157,15 @@ class Report(Record):
         return "\n".join([self.title, "", text_table(header, rows), *self._footnotes()])
 
     def to_markdown(self) -> str:
-        """The report as GitHub-flavored Markdown: the table, per-class changes, operator times and remarks."""
-        from tflite_tools.report_sections import changes_table, operator_time_table
+        """The report as GitHub-flavored Markdown: its tables and remarks. Charts are `write_plots`' part."""
+        from tflite_tools.report_sections import changes_table, layer_table, operator_time_table
 
         parts = [f"# {self.title}", markdown_table(*stage_table(self.stages))]
         parts += ["\n".join(f"- {note}" for note in self._footnotes())] if self._footnotes() else []
         for title, table in (
-            ("Classes", changes_table(self)),
+            ("Accuracy per class", changes_table(self)),
+            ("Sparsity per layer", layer_table(self.layer_sparsity)),
+            ("Error per layer against float", layer_table(self.layer_error)),
             *(
                 (f"Operator times: {stage}", operator_time_table(ops))
                 for stage, ops in (self.op_times or {}).items()

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any
 
-from tflite_tools.report import Report, Stage, read_report
+from tflite_tools.report import Report, Stage
 
 _BY_STAGE = ("curves", "layer_sparsity", "layer_error", "confusion", "per_class", "op_times")
 
 
-def merge_reports(paths: Sequence[str | os.PathLike[str]], *, title: str | None = None) -> Report:
-    """Reads reports that `Report.write_json` wrote and puts them into one.
+def merge_reports(reports: Sequence[Report], *, title: str | None = None) -> Report:
+    """Puts several reports into one.
 
     Args:
-      paths: files, in the order in which their stages are to stand. Equal stages of several reports (a common
+      reports: in the order in which their stages are to stand. Equal stages of several reports (a common
         teacher) are taken once; different ones of the same name get the number of their report.
       title: default: that of the first report.
 
@@ -24,14 +23,12 @@ def merge_reports(paths: Sequence[str | os.PathLike[str]], *, title: str | None 
       The report.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: no report, or reports whose classes disagree.
+      ValueError: no report at all, or reports whose classes disagree.
     """
     stages: dict[str, Stage] = {}
     parts: dict[str, dict[str, Any]] = {name: {} for name in _BY_STAGE}
-    reports = [read_report(path) for path in paths]
     if not reports:
-        raise ValueError("paths is empty: there is no report to read.")
+        raise ValueError("reports is empty: there is nothing to put together.")
     notes: dict[str, None] = {}
     for number, report in enumerate(reports, start=1):
         renamed = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tflite_tools.benchmarking.result import OperatorTime
 from tflite_tools.report import Report, Stage
@@ -61,6 +61,14 @@ def _became(report: Report, first: str, last: str, i: int, labels: Sequence[str]
     ]
     wrong = sorted(((-more, j) for more, j in growth if more > 0 and j != i))[:2]
     return ", ".join(f"{labels[j]} (+{-more})" for more, j in wrong) or "no other class"
+
+
+def layer_table(layers: Mapping[str, Mapping[str, float]] | None) -> tuple[list[str], list[list[str]]] | None:
+    """(header, rows) of a figure per layer and stage, in percent; None when there is none."""
+    names = list(dict.fromkeys(layer for part in (layers or {}).values() for layer in part))
+    if not layers or not names:
+        return None
+    return ["layer", *layers], [[n, *(percent(part.get(n), 2) for part in layers.values())] for n in names]
 
 
 def operator_time_table(ops: Iterable[OperatorTime]) -> tuple[list[str], list[list[str]]] | None:

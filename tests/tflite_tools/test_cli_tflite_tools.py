@@ -86,6 +86,15 @@ def test_report(capsys, tmp_path):
     assert (tmp_path / "plots" / "accuracy_bytes.png").exists()
 
 
+def test_report_of_models(capsys, model, tmp_path):
+    np.savez(tmp_path / "d.npz", x=np.eye(4, dtype=np.float32), y=np.array([0, 1, 2, 0]))
+    data = f"--data={tmp_path / 'd.npz'}"
+    status, out, err = run(capsys, "report", f"--models={model}", data, "--json")
+    (stage,) = json.loads(out)["stages"]
+    assert status == 0 and (stage["name"], stage["accuracy"], stage["macs"]) == ("m", 0.75, 16)
+    assert err == "measuring m ...\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -115,6 +124,8 @@ def test_report(capsys, tmp_path):
         (["convert", "--model={model}", "--output=o.tflite", "--quantization=int9"], "int9"),
         (["c_array", "--model={model}", "--name=9lives", "--output_dir={tmp}"], "C identifier"),
         (["report", "--input={text}"], "is no JSON"),
+        (["report"], "--input or --models is missing."),
+        (["report", "--models={text}"], "not a .tflite file"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_status_2(capsys, model, tmp_path, arguments, says):

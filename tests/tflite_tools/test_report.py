@@ -7,10 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_models
 from page_parser import Page
 
 from tflite_tools import Report, Stage
 from tflite_tools.report import read_report
+from tflite_tools.report_building import report_of_models
 from tflite_tools.report_merging import merge_reports
 from tflite_tools.report_sections import changes_table, operator_time_table, pareto_front
 
@@ -217,6 +219,7 @@ def test_markdown():
     assert "| teacher | 92.00 % | 280,000 |" in text
     assert "| cat | 90.0 % | 60.0 % | -30.0 | dog (+3) |" in text
     assert "## Operator times: int8" in text
+    assert "| layer | int8 |" in text and "| conv | 75.00 % |" in text and "| conv | 1.00 % |" in text
     assert "a\\|b" in Report("t", (Stage("a|b"),)).to_markdown()
 
 
@@ -238,17 +241,45 @@ def test_text_and_json_load_neither_jinja_nor_matplotlib():
     assert done.stdout.strip() == "[]"
 
 
-def test_merging(tmp_path):
+def test_merging():
     first = Report("one", STAGES[:2], confusion={"teacher": TEACHER}, notes=("n",))
     other_student = Stage("student", 0.9)
     second = Report("two", (STAGES[0], other_student), confusion={"student": STUDENT}, notes=("n", "m"))
-    paths = [first.write_json(tmp_path / "1.json"), second.write_json(tmp_path / "2.json")]
-    merged = merge_reports(paths)
+    merged = merge_reports([first, second])
     assert merged.title == "one"
     # The common teacher once; two different students under two names.
     assert [stage.name for stage in merged.stages] == ["teacher", "student", "student (2)"]
     assert list(merged.confusion) == ["teacher", "student (2)"]
     assert merged.notes == ("n", "m")
+    with pytest.raises(ValueError, match="nothing to put together"):
+        merge_reports([])
+
+
+def test_a_report_of_files(shared_data):
+    tiny = shared_data / "mlperf_tiny"
+    models = {
+        "float": tiny / "ad01_fp32.tflite",
+        "edge": shared_data / "tflite_zoo" / "coral_split_concat_edgetpu.tflite",
+    }
+    report = report_of_models(models, time_limit_s=0.5, verbose=False)
+    good, bad = report.stages
+    assert (good.size_bytes, good.macs, good.parameters, good.accuracy) == (1_067_648, 264_192, 265_864, None)
+    assert good.latency_us > 0
+    # What cannot run keeps what can be read from the file, and says why.
+    assert (bad.latency_us, bad.accuracy, bad.size_bytes) == (None, None, 58_504)
+    assert "Edge TPU" in bad.notes[-1]
+
+
+def test_a_report_of_files_with_labels():
+    x, y = np.eye(3, dtype=np.float32), np.array([0, 1, 2])
+    models = {
+        "right": tiny_models.dense_float(3, 3, np.eye(3)),
+        "turned": tiny_models.dense_float(3, 3, np.eye(3)[[1, 0, 2]]),  # takes class 0 for 1, and 1 for 0
+    }
+    report = report_of_models(models, x, y, time_limit_s=0.2, verbose=False)
+    assert [stage.accuracy for stage in report.stages] == [1.0, pytest.approx(1 / 3)]
+    assert report.confusion["turned"] == [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
+    assert changes_table(report)[1][0] == ["0", "100.0 %", "0.0 %", "-100.0", "1 (+1)"]
 
 
 @pytest.mark.parametrize(
