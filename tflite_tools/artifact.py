@@ -25,7 +25,7 @@ class TFLiteArtifact:
         weights, recipe, seed ...); {} for a file that nobody recorded anything in.
       metadata: what the maker said about it: class_names, input_scaling, anything JSON can hold.
       notes: what the conversion had to say; empty when there was nothing.
-      path: where it was loaded from or last saved to; None for a file that is only in memory.
+      path: where it was loaded from; None for one that was made here or came as bytes.
       foreign: True when the bytes came from outside this process. Such files run in a child process.
 
     Example:

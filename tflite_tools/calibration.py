@@ -82,9 +82,8 @@ def check_calibration(data: Any, inputs: Sequence[InputSpec]) -> Calibration:
     count = next(iter(counts.values()))
     if count < FEW_EXAMPLES:
         warnings.append(
-            f"only {count} calibration example{'s' * (count != 1)}: the ranges of the activations are found "
-            "from them. "
-            "100 to 500 that look like real inputs are usual."
+            f"only {count} calibration example{'s' * (count != 1)}: the ranges of the activations are found from "
+            "them. 100 to 500 that look like real inputs are usual."
         )
     return Calibration(arrays, tuple(warnings))
 

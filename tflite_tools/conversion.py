@@ -12,6 +12,7 @@ from tflite_tools.calibration import Calibration, check_calibration
 from tflite_tools.console import captured_console, remarks
 from tflite_tools.errors import CalibrationError, ConversionError, nearest
 from tflite_tools.failures import explain_failure
+from tflite_tools.flatbuffer import tensor_types
 from tflite_tools.integer_only import check_integer_only
 from tflite_tools.preprocessing import Preprocessing, as_preprocessing
 from tflite_tools.sources import Source, has_loop, keras_inputs, open_source
@@ -103,6 +104,7 @@ def convert(
             trained_ranges=source.trained_ranges,
             calibrated=bool(calibrations),
         )
+    notes += _check_quantized_at_all(content, quantization)
     provenance = _provenance(source, quantization, calibrations, batch_size, input_dtype)
     extra = dict(metadata) if isinstance(metadata, Mapping) else {}
     provenance |= {name: extra.pop(name) for name in _PROVENANCE_NAMES if name in extra}
@@ -120,8 +122,7 @@ def _check_arguments(
     if quantization not in QUANTIZATIONS:
         names = [name for name in QUANTIZATIONS if name]
         raise ValueError(
-            f"quantization: expected None or one of {names}, got "
-            f"{quantization!r}.{nearest(str(quantization), names)}"
+            f"quantization: expected None or one of {names}, got {quantization!r}.{nearest(str(quantization), names)}"
         )
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size: expected a whole number of at least 1, or None, got {batch_size!r}.")
@@ -142,37 +143,32 @@ def _calibrations(
     if quantization not in _INTEGER:
         if calibration is not None:
             raise ValueError(
-                "calibration: only quantization='int8' and 'int16x8' use calibration data, not "
-                f"{quantization!r}."
+                f"calibration: only quantization='int8' and 'int16x8' use calibration data, not {quantization!r}."
             )
         return {}
     if source.trained_ranges and quantization == "int16x8":
         raise ConversionError(
-            "This model was trained for int8 (quantization-aware training), and the converter cannot turn "
-            "it into "
+            "This model was trained for int8 (quantization-aware training), and the converter cannot turn it into "
             "int16x8. Use quantization='int8', or convert the float model with calibration data."
         )
     if calibration is None:
         if source.trained_ranges:
             return {}
         raise ValueError(
-            f"calibration: quantization={quantization!r} of a float model needs calibration data: 100 to "
-            "500 examples of "
-            "the model's inputs, for example calibration=x_train[:500]."
+            f"calibration: quantization={quantization!r} of a float model needs calibration data: 100 to 500 "
+            "examples of the model's inputs, for example calibration=x_train[:500]."
         )
     if has_loop(source):
         raise ConversionError(
             f"quantization={quantization!r} cannot quantize this model's loops (TensorFlow 2.21 ends the process "
-            "when it tries). Build its recurrent layers with unroll=True, or use quantization='dynamic' or "
-            "'float16'."
+            "when it tries). Build its recurrent layers with unroll=True, or use quantization='dynamic' or 'float16'."
         )
     if len(set(source.inputs.values())) == 1:  # one signature, or several that take the same inputs
         calibration = dict.fromkeys(source.functions, calibration)
     elif not isinstance(calibration, Mapping) or set(calibration) != set(source.functions):
         raise ValueError(
             "calibration: this model has several signatures with inputs of their own; pass a dictionary with data "
-            "for each of "
-            f"{sorted(source.functions)}."
+            f"for each of {sorted(source.functions)}."
         )
     return {name: _checked(source, name, calibration[name], preprocessing) for name in source.functions}
 
@@ -244,6 +240,17 @@ def _representative(calibrations: Mapping[str, Calibration], batch_size: int) ->
                 yield batch if len(calibrations) == 1 else (signature, batch)
 
     return generate
+
+
+def _check_quantized_at_all(content: bytes, quantization: str | None) -> list[str]:
+    """A note when the weights stayed float32 although they were to become smaller."""
+    wanted = {"dynamic": 9, "float16": 1}.get(str(quantization))  # TensorType INT8 and FLOAT16
+    if wanted is None or any(kind == wanted for _, kind, _ in tensor_types(content)):
+        return []
+    return [
+        f"quantization={quantization!r} changed nothing: the converter leaves small weights (below 1024 elements) as "
+        "they are, and this model has no others."
+    ]
 
 
 def _provenance(

@@ -228,8 +228,7 @@ def recognize_task(labels: np.ndarray | None, outputs: np.ndarray, x: np.ndarray
     if same_as_input and one_per_example and bool(np.isin(labels, (0, 1)).all()):
         return (
             "reconstruction",
-            "Taken as reconstruction: outputs have the input's shape, and y says which examples are "
-            "anomalies.",
+            "Taken as reconstruction: outputs have the input's shape, and y says which examples are anomalies.",
         )
     if one_per_example and flat.shape[1] == 1:
         if bool(np.isin(labels, (0, 1)).all()):
@@ -241,8 +240,8 @@ def recognize_task(labels: np.ndarray | None, outputs: np.ndarray, x: np.ndarray
             f"Taken as classification: y holds class numbers for {flat.shape[1]} outputs.",
         )
     raise ValueError(
-        f"y: shape {labels.shape} of {labels.dtype} does not say what to do with outputs of shape "
-        f"{outputs.shape}; pass task=."
+        f"y: shape {labels.shape} of {labels.dtype} does not say what to do with outputs of shape {outputs.shape}; "
+        "pass task=."
     )
 
 

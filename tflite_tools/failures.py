@@ -62,8 +62,7 @@ def explain_failure(
         )
     if "READ_VARIABLE" in text or "VAR_HANDLE" in text or "VarHandleOp" in text:
         return ConversionError(
-            "The converter cannot quantize this model's variables (state kept between runs): "
-            f"{_short(error)} "
+            f"The converter cannot quantize this model's variables (state kept between runs): {_short(error)} "
             "quantization=None, 'float16' and 'dynamic' keep them in float.",
             layers=layers,
             log=log,

@@ -49,6 +49,6 @@ def check_integer_only(
             layers=layers,
         )
     return (
-        f"{len(left)} tensors stay float: .tflite has no integer form of their operators ({where}). "
-        "A microcontroller or an integer-only accelerator will refuse this file.",
+        f"{len(left)} tensors stay float: .tflite has no integer form of their operators ({where}). A "
+        "microcontroller or an integer-only accelerator will refuse this file.",
     )

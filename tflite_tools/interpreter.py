@@ -121,8 +121,7 @@ def open_runner(
 
         names = sorted(entry.text(2) for entry in Table.root(artifact.content).tables(7))
         raise ValueError(
-            f"signature: the file has no signature {error.args[0]!r}; it has "
-            f"{names}.{nearest(error.args[0], names)}"
+            f"signature: the file has no signature {error.args[0]!r}; it has {names}.{nearest(error.args[0], names)}"
         ) from None
 
 

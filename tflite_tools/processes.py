@@ -103,8 +103,7 @@ class ChildRunner:
         how = f"was killed by {name}" if name else f"ended with exit code {code}"
         tail = f" Its last words: {said.splitlines()[-1]}" if said else ""
         return ModelCrashError(
-            f"The child process {how} while {self._doing}. The file is broken, or hits a fault of the "
-            "runtime; this "
+            f"The child process {how} while {self._doing}. The file is broken, or hits a fault of the runtime; this "
             f"process is unharmed.{tail}",
             signal_name=name,
             exit_code=code,

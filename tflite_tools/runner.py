@@ -266,26 +266,23 @@ def explain_refusal(message: str, content: bytes) -> str:
     said = re.sub(r"\s+", " ", message).strip()
     if any("edgetpu" in name for name in custom):
         return (
-            "This file is compiled for a Coral Edge TPU (operator edgetpu-custom-op) and runs on that chip "
-            "only. "
+            "This file is compiled for a Coral Edge TPU (operator edgetpu-custom-op) and runs on that chip only. "
             f"The file it was compiled from runs here. The runtime said: {said}"
         )
     if any("ethos-u" in name for name in custom):
         return (
-            "This file is compiled for an Arm Ethos-U NPU by Vela (operator ethos-u) and runs on that chip "
-            "only. "
+            "This file is compiled for an Arm Ethos-U NPU by Vela (operator ethos-u) and runs on that chip only. "
             f"The file it was compiled from runs here. The runtime said: {said}"
         )
     flex = [name for name in custom if name.startswith("Flex")]
     if flex:
         return (
-            f"This file needs TensorFlow's own kernels (Flex operators: {', '.join(flex)}), which the "
-            "LiteRT runtime "
+            f"This file needs TensorFlow's own kernels (Flex operators: {', '.join(flex)}), which the LiteRT runtime "
             f"does not have. The runtime said: {said}"
         )
     if custom:
         return (
-            f"This file has custom operators ({', '.join(custom)}) that the runtime here does not know. "
-            f"The runtime said: {said}"
+            f"This file has custom operators ({', '.join(custom)}) that the runtime here does not know. The runtime "
+            f"said: {said}"
         )
     return f"The runtime cannot run this file: {said}"

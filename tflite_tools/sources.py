@@ -137,10 +137,8 @@ def open_source(
     if functions:
         return _from_functions(functions, batch_size, signatures, preprocess)
     raise TypeError(
-        f"model: cannot convert {type(model).__name__}. Expected a keras.Model, a tf_keras.Model, the path "
-        "of a "
-        "SavedModel folder or of a .keras or .h5 file, a tf.function with an input_signature, a concrete "
-        "function, "
+        f"model: cannot convert {type(model).__name__}. Expected a keras.Model, a tf_keras.Model, the path of a "
+        "SavedModel folder or of a .keras or .h5 file, a tf.function with an input_signature, a concrete function, "
         "or a dictionary of signature name to such functions."
     )
 
@@ -171,8 +169,7 @@ def _load_keras_file(path: pathlib.Path) -> Any:
         raise FileNotFoundError(f"model: there is no file or folder {path}")
     if path.suffix not in (".keras", ".h5", ".hdf5"):
         raise TypeError(
-            f"model: {path} is neither a SavedModel folder (no saved_model.pb in it) nor a .keras or .h5 "
-            "file."
+            f"model: {path} is neither a SavedModel folder (no saved_model.pb in it) nor a .keras or .h5 file."
         )
     import keras
 
@@ -188,8 +185,7 @@ def _named_functions(model: Any, tf: Any) -> dict[str, Any]:
         elif hasattr(function, "get_concrete_function"):
             if getattr(function, "input_signature", None) is None:
                 raise ConversionError(
-                    f"The tf.function {name!r} does not say which inputs it takes. Give it an "
-                    "input_signature, or "
+                    f"The tf.function {name!r} does not say which inputs it takes. Give it an input_signature, or "
                     "pass function.get_concrete_function(tf.TensorSpec(...))."
                 )
             functions[str(name)] = function.get_concrete_function()
@@ -229,15 +225,13 @@ def _from_keras(
     _refuse_unfinished(layers)
     if not model.built:
         raise ConversionError(
-            f"The model {model.name!r} has no weights yet. Call it once on data, or build it with an input "
-            "shape."
+            f"The model {model.name!r} has no weights yet. Call it once on data, or build it with an input shape."
         )
     named = {DEFAULT_SIGNATURE: model}
     if signatures is not None:
         if not isinstance(signatures, Mapping) or not all(callable(part) for part in signatures.values()):
             raise TypeError(
-                "signatures: for a Keras model, expected a dictionary of signature name to a keras.Model "
-                "(often one "
+                "signatures: for a Keras model, expected a dictionary of signature name to a keras.Model (often one "
                 f"that shares layers with the model), got {signatures!r}."
             )
         named = dict(signatures)
@@ -306,8 +300,8 @@ def _refuse_unfinished(layers: Sequence[Any]) -> None:
         advice = _UNFINISHED_LAYERS.get(type(layer).__name__)
         if advice is not None:
             raise ConversionError(
-                f"The layer {layer.name!r} still carries TF-MOT's training wrapper {type(layer).__name__}. "
-                f"Finish it first: {advice}.",
+                f"The layer {layer.name!r} still carries TF-MOT's training wrapper {type(layer).__name__}. Finish it "
+                f"first: {advice}.",
                 layers=[layer.name],
             )
 
@@ -317,9 +311,8 @@ def keras_inputs(model: Any, batch_size: int | None) -> tuple[InputSpec, ...]:
     tensors = getattr(model, "inputs", None)
     if not tensors:
         raise ConversionError(
-            f"The inputs of {model.name!r} are not known: it is a subclassed model. Convert a function of "
-            "it instead, "
-            "for example tf.function(lambda x: model(x, training=False), "
+            f"The inputs of {model.name!r} are not known: it is a subclassed model. Convert a function of it "
+            "instead, for example tf.function(lambda x: model(x, training=False), "
             "input_signature=[tf.TensorSpec([1, 28, 28, 1])])."
         )
     names = [str(tensor.name).split(":")[0] for tensor in tensors]
@@ -363,8 +356,7 @@ def _from_saved_model(
     available = dict(loaded.signatures)
     if not available:
         raise ConversionError(
-            f"The SavedModel {path} has no signatures. Save it with tf.saved_model.save(model, path, "
-            "signatures=...)."
+            f"The SavedModel {path} has no signatures. Save it with tf.saved_model.save(model, path, signatures=...)."
         )
     # Keras exports one function under two names; a file needs it once.
     default, alias = available.get(DEFAULT_SIGNATURE), available.get("serve")
@@ -396,8 +388,7 @@ def _from_functions(
     for key in wanted:
         if key not in functions:
             raise ValueError(
-                f"signatures: there is no signature {key!r}; there are "
-                f"{sorted(functions)}.{nearest(key, functions)}"
+                f"signatures: there is no signature {key!r}; there are {sorted(functions)}.{nearest(key, functions)}"
             )
     traced, inputs = {}, {}
     for key in wanted:

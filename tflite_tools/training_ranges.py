@@ -97,8 +97,8 @@ def _compare(
     if SUSPICIOUS_FACTOR >= factor >= 1 / SUSPICIOUS_FACTOR:
         return
     text = (
-        f"the values that reach {where} are {_times(factor)} those that it saw in training: "
-        "the data seem to be scaled differently from the training data."
+        f"the values that reach {where} are {_times(factor)} those that it saw in training: the data seem to be "
+        "scaled differently from the training data."
     )
     (problems if factor > WRONG_FACTOR or factor < 1 / WRONG_FACTOR else warnings).append(text)
 
@@ -113,8 +113,8 @@ def _check_trained_range(layer: Any, values: np.ndarray, warnings: list[str]) ->
     factor = float(np.abs(values).max()) / max(abs(low), abs(high))
     if factor > SUSPICIOUS_FACTOR or factor < 1 / SUSPICIOUS_FACTOR:
         warnings.append(
-            f"their largest value is {_times(factor)} the largest that the model's input saw in training "
-            f"({low:.4g} to {high:.4g}): the data seem to be scaled differently from the training data."
+            f"their largest value is {_times(factor)} the largest that the model's input saw in training ({low:.4g} "
+            f"to {high:.4g}): the data seem to be scaled differently from the training data."
         )
 
 

@@ -62,6 +62,7 @@ def test_tf_keras_model_converts(legacy, images):
     assert artifact.provenance["source"] == "tf_keras"
 
 
+@pytest.mark.filterwarnings("ignore:The calibration data:UserWarning")
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_qat_model_keeps_its_trained_ranges(qat_model, images, calibrated):
     # Ten times the range seen in training: if calibration replaced the trained ranges, the scale would tell.
