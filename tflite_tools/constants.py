@@ -38,7 +38,7 @@ def check_size(model: Model, tensor: Tensor, where: str) -> None:
     needed, held = dense_bytes(tensor), model.buffers[tensor.buffer][1]
     if needed is not None and held and not tensor.is_sparse and held < needed:
         raise InvalidModelError(
-            f"Broken .tflite file: {where}, tensor {tensor.index} ({tensor.name!r}) of shape {list(tensor.shape)} "
+            f"Broken .tflite file: {where}, tensor {tensor.index} ({tensor.name[:60]!r}) of shape {list(tensor.shape)} "
             f"and type {tensor.dtype} needs {needed:,} bytes, but its buffer holds {held:,}."
         )
 

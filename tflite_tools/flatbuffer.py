@@ -172,7 +172,7 @@ def read_metadata(data: bytes) -> dict[str, bytes]:
         number = entry.scalar(1, "<I")
         if number >= len(buffers):
             raise InvalidModelError(
-                f"The .tflite file is broken: metadata {entry.text(0)!r} name buffer {number} of {len(buffers)}."
+                f"The .tflite file is broken: metadata {entry.text(0)[:60]!r} name buffer {number} of {len(buffers)}."
             )
         name, content = entry.text(0), buffers[number].raw(0)
         budget -= len(name) + len(content)
