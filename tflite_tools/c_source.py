@@ -13,7 +13,7 @@ _BYTES_PER_LINE = 12
 
 
 def c_array(
-    artifact: ArtifactLike, directory: str | os.PathLike[str], name: str = "model"
+    artifact: ArtifactLike, directory: str | os.PathLike[str], name: str = "model", *, firmware: bool = False
 ) -> tuple[pathlib.Path, pathlib.Path]:
     """Writes `<name>.h` and `<name>.cc`: the file's bytes as an aligned constant array, and its length.
 
@@ -24,12 +24,15 @@ def c_array(
       artifact: from `convert` or `load`; a path or bytes are loaded.
       directory: created when it does not exist.
       name: a C identifier.
+      firmware: also write `<name>_firmware.h` (the arena's size, scaling and the operators to register with TFLite
+        Micro) and a README.md for Arduino, ESP-IDF and Zephyr.
 
     Returns:
       The paths of the header and of the source.
 
     Raises:
       ValueError: name is no C identifier.
+      UnsupportedModelError: with `firmware`, TFLite Micro cannot run the file; the message says why.
 
     Example:
       >>> import tempfile
@@ -43,11 +46,25 @@ def c_array(
         raise ValueError(f"name: expected a C identifier (letters, digits, underscores), got {name!r}.")
     artifact = as_artifact(artifact)
     folder = pathlib.Path(directory)
+    extra = _firmware(artifact.content, name) if firmware else {}
     folder.mkdir(parents=True, exist_ok=True)
     header, source = folder / f"{name}.h", folder / f"{name}.cc"
     header.write_text(_header(artifact, name), encoding="ascii")
     source.write_text(_source(artifact, name), encoding="ascii")
+    for file_name, text in extra.items():
+        (folder / file_name).write_text(text, encoding="utf-8")
     return header, source
+
+
+def _firmware(content: bytes, name: str) -> dict[str, str]:
+    from tflite_tools.firmware import firmware_header, firmware_readme, measured_arena_bytes
+
+    firmware_header(content, name, None)  # a file that cannot run is refused before anything is measured
+    arena_bytes = measured_arena_bytes(content)
+    return {
+        f"{name}_firmware.h": firmware_header(content, name, arena_bytes),
+        "README.md": firmware_readme(content, name, arena_bytes),
+    }
 
 
 def _header(artifact: TFLiteArtifact, name: str) -> str:

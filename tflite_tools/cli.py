@@ -305,13 +305,22 @@ def _define_c_array(values: flags.FlagValues) -> None:
     _common(values)
     flags.DEFINE_string("output_dir", ".", "The folder to write to.", flag_values=values)
     flags.DEFINE_string("name", "model", "Name of the array and of the two files.", flag_values=values)
+    flags.DEFINE_bool(
+        "firmware", False, "Also write the arena, the operators and a README.", flag_values=values
+    )
 
 
 def _c_array(values: Any) -> None:
     from tflite_tools.c_source import c_array
 
     _required(values, "model")
-    paths = [str(path) for path in c_array(_load_model(values.model), values.output_dir, values.name)]
+    artifact = _load_model(values.model)
+    paths = [
+        str(path) for path in c_array(artifact, values.output_dir, values.name, firmware=values.firmware)
+    ]
+    if values.firmware:
+        folder = pathlib.Path(values.output_dir)
+        paths += [str(folder / f"{values.name}_firmware.h"), str(folder / "README.md")]
     print(json.dumps({"files": paths}) if values.json else "\n".join(paths))
 
 
