@@ -16,6 +16,7 @@ from keras_kd.losses import LogitsDistillation
 from keras_kd.objective import DistillationObjective
 from keras_kd.taps import TappedModel
 from keras_kd.teachers.ensemble import TeacherEnsemble
+from keras_kd.teachers.runner import outputs_of
 from keras_kd.teachers.targets import PrecomputedTeacher
 
 
@@ -109,7 +110,7 @@ def _forward(
                 raise ValueError(
                     "the teacher is a cache, and the data carry no targets: use cache.dataset(x, y, ...)"
                 )
-            return targets["outputs"], targets["features"]
+            return outputs_of(teacher, targets), targets["features"]
 
         return replay, None
     if isinstance(teacher, TeacherEnsemble):

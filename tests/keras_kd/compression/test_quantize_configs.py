@@ -218,3 +218,48 @@ def test_dead_channels_and_dead_activations_do_not_break_the_file():
     assert np.isfinite(found).all()
     # The outputs are the last layer's biases: one step of their int8 scale is the most that may differ.
     np.testing.assert_allclose(found, wanted, atol=np.ptp(wanted) / 255 + 1e-6)
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_depthwise_kernels_have_a_scale_per_channel_in_training_and_in_the_file(multiplier):
+    keras.utils.set_random_seed(0)
+    student = keras.Sequential(
+        [
+            keras.Input((12, 12, 4)),
+            L.Rescaling(1 / 255.0),
+            L.DepthwiseConv2D(3, depth_multiplier=multiplier, use_bias=False, name="depthwise"),
+            L.BatchNormalization(momentum=0.5),
+            L.ReLU(),
+            L.Conv2D(5, 1),
+            L.GlobalAveragePooling2D(),
+        ]
+    )
+    kernel = student.get_layer("depthwise").get_weights()[0]
+    # Channels of very unlike size: with one scale for all, the smallest would be rounded to nothing.
+    student.get_layer("depthwise").set_weights([kernel * np.array([1.0, 0.1, 0.01, 0.001])[:, np.newaxis]])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    compressed = keras_kd.compress(
+        student,
+        "int8",
+        X,
+        Y,
+        loss=loss,
+        optimizer=keras.optimizers.SGD(1e-4),
+        epochs=4,
+        batch_size=16,
+        verbose=0,
+    )
+    artifact = compressed.to_tflite()
+    interpreter = Interpreter(model_content=artifact.content)
+    interpreter.allocate_tensors()
+    shape = (1, 3, 3, 4 * multiplier)
+    stored = next(
+        interpreter.get_tensor(d["index"])
+        for d in interpreter.get_tensor_details()
+        if tuple(d["shape"]) == shape and d["dtype"] == np.int8
+    )
+    # 127 but for the last optimizer step, which comes after the last look at the range. One scale for all channels
+    # would leave 13, 1 and 0 for the smaller ones.
+    assert np.abs(stored.astype(int)).max(axis=(0, 1, 2)).min() > 100
+    wanted, found = compressed.model.predict(X, verbose=0), np.asarray(tflite_tools.predict(artifact, X))
+    assert (wanted**2).sum() > 10 ** (30 / 10) * ((wanted - found) ** 2).sum()
