@@ -26,6 +26,7 @@ from keras_kd.output_kinds import OutputKind, probed_kind, seen_kinds
 from keras_kd.schedules import Schedule, value_at
 from keras_kd.taps import TappedModel, has_graph
 from keras_kd.teachers.ensemble import MemberOutputs, mean_of_members
+from keras_kd.teachers.targets import PrecomputedTeacher
 
 Tensor = Any
 _SIDES = ("teacher", "student")
@@ -122,7 +123,7 @@ class DistillationObjective:
             if model is not None:
                 self._kinds[side] = list(_known_kinds(model))
                 self._output_names[side] = list(getattr(model, "output_names", None) or [])
-        self._member_kinds = [list(seen_kinds(member)) for member in getattr(teacher, "models", [])]
+        self._member_kinds = _member_kinds(teacher)
         for loss in self.losses:
             if isinstance(teacher, keras.Model) and isinstance(student, keras.Model):
                 problems.extend(_said_by(loss.validate_model_compatibility, teacher, student))
@@ -165,9 +166,13 @@ class DistillationObjective:
             self.adapter_shapes[name] = (teacher_shape, student_shape)
 
     def _output_shape(self, loss: Any, model: Any, side: str) -> Any:
-        if not has_graph(model):
+        if has_graph(model):
+            shapes = [tuple(output.shape) for output in model.outputs]
+        elif _is_cache(model):
+            # Members of an ensemble have one shape each.
+            shapes = list(model.output_shapes)[: 1 if model.member_weights else None]
+        else:
             return None
-        shapes = [tuple(output.shape) for output in model.outputs]
         wanted = getattr(loss, "output_name", None)
         if wanted is None:
             return shapes[0] if len(shapes) == 1 else None
@@ -440,7 +445,7 @@ def _mask_of(outputs: Any) -> Any:
 def _feature_shapes(model: Any, names: Sequence[str], side: str) -> tuple[dict[str, Any], list[str]]:
     if not names or model is None:
         return {}, []
-    if hasattr(model, "feature_shapes") and not isinstance(model, keras.Model):  # a cache
+    if _is_cache(model):
         shapes = dict(model.feature_shapes)
         missing = [name for name in names if name not in shapes]
         return shapes, [
@@ -462,10 +467,20 @@ def _feature_shapes(model: Any, names: Sequence[str], side: str) -> tuple[dict[s
 
 
 def _known_kinds(model: Any) -> list[OutputKind | None]:
-    if not isinstance(model, keras.Model) and hasattr(model, "outputs_are_logits"):  # a cache
-        known = model.outputs_are_logits
-        return [] if known is None else ["logits" if known else "softmax"]
-    return seen_kinds(model)
+    return list(model.output_kinds) if _is_cache(model) else seen_kinds(model)
+
+
+def _is_cache(model: Any) -> bool:
+    return isinstance(model, PrecomputedTeacher) and not isinstance(model, keras.Model)
+
+
+def _member_kinds(teacher: Any) -> list[list[OutputKind | None]]:
+    """The kinds of the outputs of each member of an ensemble."""
+    if _is_cache(teacher):
+        weights, kinds = teacher.member_weights or (), list(teacher.output_kinds)
+        each = len(kinds) // max(len(weights), 1)
+        return [kinds[number * each :][:each] for number in range(len(weights))]
+    return [list(seen_kinds(member)) for member in getattr(teacher, "models", [])]
 
 
 def _said_by(check: Callable[..., Any], *arguments: Any) -> list[str]:

@@ -92,7 +92,7 @@ class TeacherRunner:
     def __call__(self, inputs: Any, targets: Any = None) -> tuple[Any, dict[str, Any]]:
         """(outputs, {layer name: feature}) for the student's inputs, in inference mode."""
         if targets is not None:
-            return targets["outputs"], targets["features"]
+            return outputs_of(self.teacher, targets), targets["features"]
         if self.teacher is None:
             self.prepare()
         if is_cache(self.teacher):
@@ -124,6 +124,12 @@ def folded_or_none(network: keras.Model, layer_names: Sequence[str]) -> FoldedTe
         # run as it is. Only speed is at stake.
         return None
     return copy if copy.folded else None
+
+
+def outputs_of(teacher: Any, targets: Any) -> Any:
+    """The outputs that came with a batch; those of an ensemble with their weights."""
+    weights = getattr(teacher, "member_weights", None)
+    return targets["outputs"] if weights is None else MemberOutputs(tuple(targets["outputs"]), weights)
 
 
 def fingerprint(model: keras.Model) -> str:

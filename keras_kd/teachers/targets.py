@@ -12,7 +12,7 @@ labels they always saw. A batch whose `x` is not such a dict is plain data: vali
 What a Distiller asks of the cache itself (see `PrecomputedTeacher`) is what it cannot read from a batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 INPUTS_KEY = "keras_kd/inputs"
@@ -28,12 +28,18 @@ class PrecomputedTeacher(Protocol):
     Attributes:
       layer_names: the layers whose features the data set carries.
       feature_shapes: the shape of each of them with the batch as None: {layer name: (None, 8, 8, 64)}.
-      outputs_are_logits: True or False where it is known; None leaves it to a look at one batch.
+      output_shapes: of each output, in flattened order, with the batch as None.
+      output_kinds: of each output "logits", "softmax" or "sigmoid".
+      outputs_are_logits: True or False; None where the outputs differ in this.
+      member_weights: of an ensemble, whose outputs are the tuple of its members' outputs; otherwise None.
     """
 
     layer_names: tuple[str, ...]
     feature_shapes: Mapping[str, Shape]
+    output_shapes: Sequence[Shape]
+    output_kinds: Sequence[str]
     outputs_are_logits: bool | None
+    member_weights: tuple[float, ...] | None
 
     def dataset(self, x: Any, y: Any = None, **kwargs: Any) -> Any:
         """A `tf.data.Dataset` in the form that this module describes."""
