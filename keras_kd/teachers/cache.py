@@ -246,7 +246,7 @@ class TeacherCache:
           x: the same data as in `build`.
           y: labels of arrays; a `tf.data.Dataset` brings its own, a folder's are the numbers of its sub-folders.
           batch_size: examples per batch; the last batch of an epoch may be smaller.
-          shuffle: whether to shuffle; a `tf.data.Dataset` is shuffled through a buffer of 10,000 examples.
+          shuffle: whether to shuffle; a `tf.data.Dataset` is shuffled in blocks of 10,000 examples in a row.
           seed: of the order.
           sample_weight: a number per example of arrays.
           initial_epoch: number of the first pass, as in `fit`, so that a resumed training goes on as it would have.
@@ -261,8 +261,6 @@ class TeacherCache:
         from keras_kd.teachers.cache_pipeline import training_dataset
 
         source, views = as_source(x), self._views()
-        if isinstance(source, DirectorySource) and y is None:
-            y = source.labels
         checks.check_training_arguments(
             self._manifest,
             source,
@@ -273,6 +271,8 @@ class TeacherCache:
             seed=seed,
         )
         self._check(source, views)
+        if isinstance(source, DirectorySource) and y is None:
+            y = source.labels
         checks.check_labels(self._manifest, y)
         self._verify_once()
         return training_dataset(
@@ -308,14 +308,9 @@ class TeacherCache:
         source, wanted = as_source(x), np.asarray(indices, np.int64)
         views = self._views()
         self._check(None, views)
-        if views.plain:
-            return source.gather(wanted)
-        import tensorflow as tf
-
-        parts = tf.nest.map_structure(
-            tf.convert_to_tensor, views.parts(source, view, wanted, source.gather(wanted))
-        )
-        return tf.nest.map_structure(lambda leaf: leaf.numpy(), views.apply(parts)[0])
+        if not source.random_access:
+            raise CacheError("Examples at random need arrays or a folder, not a data set of batches.")
+        return source.gather(wanted) if views.plain else views.of(source, view, wanted)
 
     # Care.
 

@@ -170,7 +170,7 @@ def _check_space(folder: pathlib.Path, manifest: Manifest) -> None:
 def _space_message(folder: pathlib.Path, needed: int, free: int) -> str:
     return (
         f"The teacher cache at {str(folder)!r} needs {needed:,} more bytes, and {free:,} are free there. What was "
-        "built stays valid: free some space and build again, and it goes on. Fewer views, top_k or fewer layers need less"
+        "built stays valid: free some space and build again, and it goes on. Fewer views or top_k need less"
     )
 
 

@@ -53,7 +53,7 @@ def check_training_arguments(
         problems.append(
             "x is a data set that brings its labels and weights; y and sample_weight must be None."
         )
-    elif sample_weight is not None and y is None:
+    elif sample_weight is not None and y is None and not source.has_labels:
         problems.append("sample_weight was given without y; Keras takes weights beside labels only.")
     for name, part in (("y", y), ("sample_weight", sample_weight)):
         if part is not None and len(leaves(part)[0]) != manifest.examples:

@@ -15,7 +15,7 @@ from keras_kd.teachers.cache_views import Views
 from keras_kd.teachers.nests import assemble, leaves, map_leaves, skeleton
 from keras_kd.teachers.targets import pack
 
-# Of a stream, which cannot be read at random: as many examples as wait to be shuffled.
+# Of a stream, which cannot be read at random: as many examples in a row are shuffled among themselves.
 SHUFFLE_BUFFER = 10_000
 
 
@@ -193,17 +193,27 @@ def _gathered(
 def _streamed(
     source: StreamSource, views: Views, batch_size: int, shuffle: bool, seed: int, num_views: int
 ) -> Callable[[tf.Tensor], tf.data.Dataset]:
-    """Batches of a stream, which is shuffled through a buffer after every example got its number."""
+    """Batches of a stream, which is shuffled block by block after every example got its number."""
     stream = source.x if isinstance(source.x, tf.data.Dataset) else _from_pydataset(source)
     names = ("x", "y", "sample_weight")
 
     def batches(epoch: tf.Tensor) -> tf.data.Dataset:
         examples = stream.map(lambda *parts: dict(zip(names, _as_parts(parts)))).unbatch().enumerate()
         if shuffle:
-            # A seed per epoch: reshuffling by tf.data itself would depend on how often the data were looked at.
-            examples = examples.shuffle(
-                SHUFFLE_BUFFER, seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False
-            )
+            # Block by block, each block in an order drawn from seed, epoch and block: tf.data's own shuffle would
+            # reshuffle by how often the data were looked at.
+            def block_in_order(number: tf.Tensor, block: Any) -> tf.data.Dataset:
+                first = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int64), epoch)
+                places = tf.range(tf.shape(tf.nest.flatten(block)[0])[0])
+                order = tf.random.experimental.stateless_shuffle(
+                    places, tf.random.experimental.stateless_fold_in(first, number)
+                )
+                return tf.data.Dataset.from_tensor_slices(
+                    tf.nest.map_structure(lambda leaf: tf.gather(leaf, order), block)
+                )
+
+            blocks = examples.batch(SHUFFLE_BUFFER).enumerate()
+            examples = blocks.flat_map(lambda number, block: block_in_order(number, block))
 
         def number(indices: tf.Tensor, batch: dict[str, Any]) -> dict[str, Any]:
             view = epoch % num_views

@@ -192,10 +192,11 @@ class StreamSource(Source):
                     if part is None:
                         raise CacheMismatchError("x yielded fewer examples than when it was read first.")
                     seen.update(part)
-                    if not expected.startswith(seen.finished):
+                    digests = seen.all() if seen.count == self.count else seen.finished
+                    if not expected.startswith(digests):
                         raise CacheMismatchError(
                             "x yields other examples, or another order, each time it is read. Take shuffle() and "
-                            "random augmentation out of it: cache.dataset shuffles, and augment= goes to TeacherCache.build."
+                            "random augmentation out of it: cache.dataset shuffles, and augment= goes to build."
                         )
                     held = part if held is None else _joined(held, part)
                     if position + _length(held) <= first:

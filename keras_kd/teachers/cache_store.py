@@ -130,18 +130,6 @@ class Manifest:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
         """From JSON."""
-        plain = [
-            "examples",
-            "views",
-            "seed",
-            "batch_size",
-            "examples_per_shard",
-            "teacher",
-            "data",
-            "augment",
-            "mix",
-            "versions",
-        ]
         return cls(
             layout=Layout.from_json(data["layout"]),
             shards={int(number): checksum for number, checksum in data["shards"].items()},

@@ -152,6 +152,19 @@ class Views:
             parts["mix_seeds"] = self.mix_seeds(view, indices)
         return parts
 
+    def of(self, source: Source, view: int, indices: np.ndarray) -> Any:
+        """Examples from the beginning of the source (or any, with random access) in a view, as arrays."""
+        import tensorflow as tf
+
+        if source.random_access:
+            x = source.gather(indices)
+        else:
+            _, x = next(source.batches([(0, len(indices))], len(indices)))
+        with tf.device("CPU"):  # where the data pipelines run, too
+            parts = tf.nest.map_structure(tf.convert_to_tensor, self.parts(source, view, indices, x))
+            seen = self.apply(parts)[0]
+        return assemble(skeleton(seen), [leaf.numpy() for leaf in leaves(seen)])
+
     def apply(self, parts: dict[str, Any]) -> tuple[Any, Any]:
         """(inputs in their view, share of the first or None) from tensors that `parts` names."""
         x = self.augmented(parts["x"], parts["seeds"])
@@ -172,10 +185,7 @@ class Views:
                 records.append(None)
                 continue
             alone = Views(self.seed, self.count, **{what: function})
-            twice = []
-            for _ in range(2):
-                _, x = next(iter(alone.batches(source, 0, [(0, count)], count)))
-                twice.append(sample_values(leaves(x)))
+            twice = [sample_values(leaves(alone.of(source, 0, np.arange(count)))) for _ in range(2)]
             if twice[0] != twice[1]:
                 raise CacheError(
                     f"{what} is not stateless: called twice with one seed it returned two results. Take its random "
