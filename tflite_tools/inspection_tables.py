@@ -51,6 +51,7 @@ def tables(found: Inspection) -> list[Table]:
     candidates = [
         _arguments(found),
         _operators(found),
+        _graphs(found),
         _weights(found),
         _shares("Where the bytes go", found.bytes_by_use, found.size_bytes),
         _shares("Constants by type", found.bytes_by_dtype, constants),
@@ -111,6 +112,15 @@ def _operators(found: Inspection) -> Table:
         for name, number, macs, size in operator_totals(found)
     ]
     return Table("Operators", ("operator", "count", "MACs", "share", "parameter bytes"), rows)
+
+
+def _graphs(found: Inspection) -> Table:
+    rows = [
+        [f"{graph.index}: {graph.name}", count(graph.operators), count(graph.tensors), count(graph.macs)]
+        for graph in found.subgraphs
+        if len(found.subgraphs) > 1
+    ]
+    return Table("Graphs", ("graph", "operators", "tensors", "MACs"), rows)
 
 
 def _share(part: int | None, whole: int | None) -> str:

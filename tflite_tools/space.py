@@ -105,5 +105,5 @@ def bytes_by_use(model: Model, used_by: dict[int, str], appended: int) -> dict[s
         uses["files appended as a zip"] = appended
     rest = len(model.data) - sum(uses.values())
     if rest > 0:
-        uses["structure: names, shapes, scales, padding"] = rest
+        uses["structure: names, shapes, scales, sparse indices, padding"] = rest
     return dict(uses.most_common())

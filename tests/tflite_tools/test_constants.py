@@ -82,6 +82,25 @@ def test_a_sparse_encoding_counts_what_it_left_out():
     assert found.tensors[0].constant_bytes == 28
 
 
+def test_a_sparse_encoding_made_by_the_converter():
+    import keras
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(128, 256)).astype(np.float32)
+    kernel[rng.random(kernel.shape) < 0.9] = 0
+    model = keras.Sequential([keras.Input((128,)), keras.layers.Dense(256, use_bias=False)])
+    model.layers[0].kernel.assign(kernel)
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+    found = inspect(converter.convert())
+    (weights,) = [tensor for tensor in found.tensors if tensor.encoding == "sparse"]
+    assert weights.zeros == int((kernel == 0).sum())
+    assert found.sparsity == weights.zeros / kernel.size
+    assert found.parameters == kernel.size and found.macs == kernel.size
+    assert found.quantization_scheme == "float32"
+
+
 def test_a_sparse_shape_beyond_all_memory_costs_nothing():
     # 2^31 by 2^30 elements: 8 EiB if anybody made it dense.
     found = sparse([1.0], [2**31 - 1, 2**30])

@@ -113,6 +113,7 @@ def test_graphs_that_operators_run():
     assert found.macs == 16
     assert "WHILE: the graphs that loops run are counted once." in found.notes
     assert found.uncounted_ops == ()
+    assert "2: body" in str(found)
 
 
 def test_a_file_without_operators():
