@@ -15,6 +15,9 @@ from tflite_tools.schema import BITS, Model, Tensor
 # Below this, two equal buffers are a coincidence (a shape, a scalar), and nothing is saved by sharing them.
 _DUPLICATE_BYTES = 64
 
+# How many times the file's bytes may be scanned for zeros; true files need one.
+_SCANS = 4
+
 _NUMPY = {
     "FLOAT64": "<f8", "FLOAT32": "<f4", "FLOAT16": "<f2", "INT64": "<i8", "INT32": "<i4", "INT16": "<i2",
     "INT8": "i1", "UINT64": "<u8", "UINT32": "<u4", "UINT16": "<u2", "UINT8": "u1", "BOOL": "u1",
@@ -49,6 +52,7 @@ class ZeroCounter:
     def __init__(self, model: Model):
         self._model = model
         self._counted: dict[tuple, int | None] = {}
+        self._scanned = 0
 
     def zeros(self, tensor: Tensor) -> int | None:
         """Elements that stand for the real number 0: those equal to the zero point.
@@ -61,6 +65,13 @@ class ZeroCounter:
             return None
         key = (tensor.buffer, tensor.dtype, point)
         if key not in self._counted:
+            # One buffer under many types and zero points is nothing that a converter writes, and a way to keep
+            # a reader busy for hours.
+            self._scanned += self._model.buffers[tensor.buffer][1]
+            if self._scanned > _SCANS * len(self._model.data):
+                raise InvalidModelError(
+                    "Broken .tflite file: its tensors read the same buffers again and again, as different numbers."
+                )
             self._counted[key] = self._stored(tensor, point)
         counts = self._counted[key]
         if counts is None:

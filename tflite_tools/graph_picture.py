@@ -19,6 +19,7 @@ MOST_OPERATORS = 1200
 _MOST_LANES = 2_000
 _BOX, _LANE, _ROW, _HEIGHT = 190, 24, 74, 42
 _SWEEPS = 4
+_MOST_LINES = 12  # of tensors in the text that appears over a box
 
 
 @dataclass
@@ -100,8 +101,8 @@ def _end(side: str, tensor: TensorInfo, layer: int) -> _Node:
 def _operator(op: OperatorInfo, tensors: dict[int, TensorInfo], layer: int) -> _Node:
     result = tensors[op.outputs[0]] if op.outputs else None
     lines = [f"{op.index}: {op.name}", f"MACs: {count(op.macs)}", f"parameters: {op.parameter_bytes:,} bytes"]
-    lines += [_described("reads", tensors[index]) for index in op.inputs if index >= 0]
-    lines += [_described("makes", tensors[index]) for index in op.outputs]
+    lines += [_described("reads", tensors[index]) for index in op.inputs[:_MOST_LINES] if index >= 0]
+    lines += [_described("makes", tensors[index]) for index in op.outputs[:_MOST_LINES]]
     style = "custom" if op.is_custom else "heavy" if op.macs else "plain"
     below = f"{shape(result.shape)} {result.dtype}" if result else ""
     return _Node(layer, 0.0, "\n".join(lines), (op.name, below), style)

@@ -29,15 +29,17 @@ class MetadataInfo(Record):
 
 def read_metadata(model: Model) -> tuple[MetadataInfo, ...]:
     """The named metadata entries, with their text where there is one."""
-    result = []
+    # Thousands of entries may name one large buffer, which is therefore read once.
+    texts: dict[tuple[int, bool], str | None] = {}
     for name, buffer in model.metadata:
-        content = bytes(model.buffer_bytes(buffer)[: 1 << 16])
-        if name == "TFLITE_METADATA":
-            text = _support_metadata(bytes(model.buffer_bytes(buffer)))
-        else:
-            text = _text(content)
-        result.append(MetadataInfo(name, model.buffers[buffer][1], text))
-    return tuple(result)
+        key = (buffer, name == "TFLITE_METADATA")
+        if key not in texts:
+            content = model.buffer_bytes(buffer)
+            texts[key] = _support_metadata(bytes(content)) if key[1] else _text(bytes(content[: 1 << 16]))
+    return tuple(
+        MetadataInfo(name, model.buffers[buffer][1], texts[buffer, name == "TFLITE_METADATA"])
+        for name, buffer in model.metadata
+    )
 
 
 def _text(content: bytes) -> str | None:

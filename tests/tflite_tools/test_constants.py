@@ -5,7 +5,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from tiny_models import Builder, conv_int8
 
-from tflite_tools import inspect
+from tflite_tools import inspect, space
 from tflite_tools.errors import InvalidModelError
 
 
@@ -114,6 +114,33 @@ def test_a_constant_with_too_few_bytes_is_refused():
         InvalidModelError, match=r"'short'.*\[10, 10\].*needs 400 bytes, but its buffer holds 396"
     ):
         inspect(b.pack())
+
+
+def test_one_buffer_under_a_thousand_zero_points_is_refused():
+    # Each scan of the megabyte takes milliseconds; a file of 100 MB could ask for 100,000 of them.
+    b = Builder()
+    first = b.tensor([1 << 20], np.int8, np.zeros(1 << 20, np.int8))
+    for point in range(1000):
+        index = b.tensor([1 << 20], np.int8, scales=[1.0], zero_points=[point])
+        b.graph.tensors[index].buffer = b.graph.tensors[first].buffer
+    with pytest.raises(InvalidModelError, match="again and again"):
+        inspect(b.pack())
+
+
+def test_one_buffer_under_a_thousand_metadata_names_is_read_once(monkeypatch):
+    b = Builder()
+    b.metadata("TFLITE_METADATA", bytes(1 << 22))
+    for number in range(3000):
+        entry = schema.MetadataT()
+        entry.name, entry.buffer = "TFLITE_METADATA" if number % 2 else f"m{number}", 1
+        b.model.metadata.append(entry)
+    reads = []
+    read = space._support_metadata
+    monkeypatch.setattr(
+        space, "_support_metadata", lambda content: reads.append(len(content)) or read(content)
+    )
+    assert len(inspect(b.pack()).metadata) == 3001
+    assert reads == [1 << 22]  # and not 1,500 copies of 4 MB
 
 
 def test_duplicated_buffers_are_grouped_and_counted_once():
