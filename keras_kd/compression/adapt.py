@@ -301,21 +301,21 @@ for _hook in _HOOKS:
     setattr(_CallbackCalledThrough, _hook, _forward(_hook))
 
 
+_COMPILED = ("optimizer", "loss", "metrics", "loss_weights", "weighted_metrics")
+
+
 def compiled_settings(student: Any) -> dict[str, Any]:
-    """Optimizer, loss and metrics of a compiled Keras 3 or tf_keras model; empty where it is not compiled."""
+    """What a Keras 3 or tf_keras model was compiled with (optimizer, loss, metrics, weights); empty if it was not."""
     library = tf_keras if isinstance(student, tf_keras.Model) else keras
     # tf_keras keeps its mark private; an uncompiled model of either kind has no optimizer.
     if getattr(student, "optimizer", None) is None:
         return {}
     config = student.get_compile_config() or {}
     if library is keras:
-        config = {name: _deserialized(config.get(name)) for name in ("optimizer", "loss", "metrics")}
+        config = {name: _deserialized(config.get(name)) for name in _COMPILED}
     else:
         with tf_keras.utils.custom_object_scope({}):
-            config = {
-                name: tf_keras.utils.deserialize_keras_object(config.get(name))
-                for name in ("optimizer", "loss", "metrics")
-            }
+            config = {name: tf_keras.utils.deserialize_keras_object(config.get(name)) for name in _COMPILED}
     return {name: value for name, value in config.items() if value is not None}
 
 

@@ -116,7 +116,8 @@ def compress(
       teacher_preprocessing: from the student's input batch to the teacher's.
       backup_dir: a directory in which every epoch is saved, and from which the same call takes an interrupted run
         up again. Its files are deleted at the end. State that is no variable (callbacks, dropout) starts anew.
-      **fit_kwargs: callbacks, class_weight, sample_weight, steps_per_epoch, validation_freq, verbose.
+      **fit_kwargs: callbacks, class_weight, sample_weight, steps_per_epoch, validation_freq, verbose; and of Keras's
+        `compile`: loss_weights, weighted_metrics.
 
     Returns:
       A `CompressedModel`.

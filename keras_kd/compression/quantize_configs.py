@@ -266,6 +266,7 @@ def quantize(
 
     configs: dict[str, Any] = {}
     float_reasons: dict[str, str] = {}
+    bare: list[str] = []
     for layer in model.layers:
         kind = quantization_of(layer)
         if kind == "output":
@@ -275,12 +276,17 @@ def quantize(
         elif kind == "island":
             configs[layer.name] = OutputConfig()
             float_reasons[layer.name] = f"{type(layer).__name__} has no integer kernel"
+        elif kind == "bare":
+            bare.append(layer.name)
     ours = {
         cls.__name__: cls
         for cls in (OutputConfig, PassConfig, WarmAverageQuantizer, KeepingQuantizer, DepthwiseQuantizer)
     }
     with tf_keras.utils.custom_object_scope({**custom_objects(), **ours}):
         quantized = tfmot_quantized(
-            model, scheme=scheme(keep_zeros=keep_zeros, keep_clusters=keep_clusters), configs=configs
+            model,
+            scheme=scheme(keep_zeros=keep_zeros, keep_clusters=keep_clusters),
+            configs=configs,
+            float_layers=bare,
         )
     return quantized, float_reasons

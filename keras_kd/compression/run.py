@@ -31,10 +31,12 @@ PHASES = ("prune", "cluster", "quantize")
 _FIT_ARGUMENTS = (
     "callbacks",
     "class_weight",
+    "loss_weights",
     "sample_weight",
     "steps_per_epoch",
     "validation_freq",
     "verbose",
+    "weighted_metrics",
 )
 _DEFAULT_LEARNING_RATE = 1e-3
 _SENSITIVITY_BATCHES = 20
@@ -66,8 +68,10 @@ class _Training:
     data: batches.Batches | None
     validation: Any
     loss: Any
+    loss_weights: Any
     optimizer: Any
     metrics: Any
+    weighted_metrics: Any
     callbacks: list[Any]
     teaching: Teaching | None
     output_names: list[str]
@@ -176,9 +180,14 @@ def _prepare(
     names = list(student.model.output_names)
     loss = settings.loss if settings.loss is not None else compiled.get("loss")
     metrics = settings.metrics if settings.metrics is not None else compiled.get("metrics")
+    own_loss, own_metrics = settings.loss is None, settings.metrics is None
+    loss_weights = fit.pop("loss_weights", compiled.get("loss_weights") if own_loss else None)
+    weighted = fit.pop("weighted_metrics", compiled.get("weighted_metrics") if own_metrics else None)
     optimizer = settings.optimizer if settings.optimizer is not None else compiled.get("optimizer")
     loss = attempt(lambda: adapt.by_output(adapt.adapt_loss(loss), names, "loss"))
     metrics = attempt(lambda: adapt.by_output(adapt.adapt_metrics(metrics), names, "metrics"))
+    loss_weights = attempt(lambda: adapt.by_output(loss_weights, names, "loss_weights"))
+    weighted = attempt(lambda: adapt.by_output(adapt.adapt_metrics(weighted), names, "weighted_metrics"))
     if optimizer is not None:
         attempt(adapt.adapt_optimizer, optimizer)
     callbacks = attempt(adapt.adapt_callbacks, fit.pop("callbacks", None)) or []
@@ -238,7 +247,19 @@ def _prepare(
             batch=unpack(next(iter(data.dataset(0)))[0]),
         )
     return _Training(
-        data, validation, loss, optimizer, metrics, callbacks, teaching, names, epochs, fit, backup
+        data,
+        validation,
+        loss,
+        loss_weights,
+        optimizer,
+        metrics,
+        weighted,
+        callbacks,
+        teaching,
+        names,
+        epochs,
+        fit,
+        backup,
     )
 
 
@@ -362,8 +383,10 @@ def _fit(
     tuner.compile(
         optimizer=_optimizer(training.optimizer, data.steps * epochs),
         loss=training.loss,
+        loss_weights=training.loss_weights,
         metrics=adapt.fresh_metrics(training.metrics),
-        weighted_metrics=[],  # none is asked for; without this tf_keras warns at every evaluation
+        # Where none is asked for, an empty list: tf_keras warns at every evaluation otherwise.
+        weighted_metrics=adapt.fresh_metrics(training.weighted_metrics) or [],
         jit_compile=False,
     )
     best = BestEpoch(first)

@@ -187,6 +187,26 @@ def test_the_students_own_compile_is_used():
     np.testing.assert_array_equal(after[after != 0], before[after != 0])
 
 
+def test_loss_weights_and_weighted_metrics_come_from_the_students_compile_too():
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(16, activation="relu", name="hidden")(inputs)
+    middle = keras.layers.Dense(16, name="middle")(hidden)
+    heads = [keras.layers.Dense(1, name=name)(middle) for name in ("left", "right")]
+    model = keras.Model(inputs, heads)
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        {"left": "mse", "right": "mse"},
+        loss_weights={"left": 10.0, "right": 1.0},
+        weighted_metrics={"left": ["mae"]},
+    )
+    y = [X[:, :1], X[:, 1:2]]
+    expected = model.evaluate(X, y, batch_size=50, verbose=0, return_dict=True)["loss"]
+    compressed = keras_kd.compress(model, "prune50@100..100", X, y, batch_size=50, epochs=2, verbose=0)
+    logs = compressed.report.history["prune"]
+    assert logs["loss"][0] == pytest.approx(expected, rel=1e-5)
+    assert any("mae" in name or "mean_absolute_error" in name for name in logs)
+
+
 def test_a_legacy_student_and_a_legacy_teacher():
     dense = tf_keras.layers.Dense
     student, teacher = (
