@@ -33,6 +33,7 @@ def predict(
     num_threads: int = 1,
     reference_kernels: bool = False,
     dequantize_outputs: bool = True,
+    timeout_s: float | None = None,
 ) -> Any:
     """Runs a .tflite file on a batch of examples.
 
@@ -56,6 +57,7 @@ def predict(
       num_threads: of each interpreter.
       reference_kernels: the runtime's plain kernels, bit-exact with TFLite Micro, instead of the fast ones.
       dequantize_outputs: False returns the file's own integers.
+      timeout_s: an isolated file that takes longer than this to load, or for one batch, is taken for hung and killed.
 
     Returns:
       An array [examples, ...], or a dictionary of output name to such arrays when there are several. An
@@ -74,7 +76,13 @@ def predict(
       [[6.0], [15.0]]
     """
     artifact = as_artifact(artifact)
-    options = {"signature": signature, "num_threads": num_threads, "reference_kernels": reference_kernels}
+    options: dict[str, Any] = {
+        "signature": signature,
+        "num_threads": num_threads,
+        "reference_kernels": reference_kernels,
+    }
+    if timeout_s is not None:
+        options["timeout_s"] = timeout_s
     runner = open_runner(artifact, isolate, options)
     try:
         values, single = prepare(x, runner.inputs)
@@ -115,7 +123,11 @@ def open_runner(
         raise ValueError(f"isolate: expected 'auto', True or False, got {isolate!r}.")
     apart = artifact.foreign if isolate == "auto" else isolate
     try:
-        return ChildRunner(artifact.content, **options) if apart else ModelRunner(artifact.content, **options)
+        if apart:
+            return ChildRunner(artifact.content, **options)
+        if options.get("timeout_s") is not None:
+            raise ValueError("timeout_s: only an isolated run can be ended; pass isolate=True.")
+        return ModelRunner(artifact.content, **options)
     except KeyError as error:
         from tflite_tools.flatbuffer import Table
 

@@ -1,12 +1,12 @@
 """The parent's side of a child process that runs a model: a crash there is an exception here."""
 
 import contextlib
-import os
-import pathlib
+import json
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from typing import Any
 
 import numpy as np
@@ -22,30 +22,42 @@ _ERRORS = {
 }
 
 
+# The child looks for modules where the parent does, whatever folder or notebook that was started in.
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from tflite_tools.worker import main; main()"
+)
+
+
 class ChildRunner:
     """Like ModelRunner, in a process of its own.
 
     The child is a fresh interpreter and not a fork: TensorFlow's threads do not survive a fork, and the
     caller's main module is not imported again, so no `if __name__ == "__main__"` is asked of anybody.
 
+    Args:
+      content: the file's bytes.
+      timeout_s: a child that takes longer to answer is taken for hung and killed; None waits.
+      **options: as ModelRunner.
+
     Raises:
       UnsupportedModelError, InvalidModelError: as the runtime in the child said.
-      ModelCrashError: the child died.
+      ModelCrashError: the child died, or was killed because it took too long.
     """
 
-    def __init__(self, content: bytes, **options: Any) -> None:
+    def __init__(self, content: bytes, *, timeout_s: float | None = None, **options: Any) -> None:
+        if not sys.executable:
+            raise RuntimeError(
+                "This program has no Python interpreter to start; pass isolate=False to run in-process."
+            )
+        self._timeout_s = timeout_s
+        self._late = False
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the child)
         self._doing = "loading the model"
-        environment = dict(os.environ)
-        package_parent = str(pathlib.Path(__file__).resolve().parents[1])
-        inherited = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, inherited]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tflite_tools.worker"],
+            [sys.executable, "-c", _START, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=environment,
         )
         try:
             header, _ = self._ask({"options": options}, {"model": np.frombuffer(content, np.uint8)})
@@ -81,14 +93,29 @@ class ChildRunner:
 
     def _ask(self, header: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         assert self._process.stdin is not None and self._process.stdout is not None
+        timer = threading.Timer(self._timeout_s or 0, self._kill_late)
         try:
+            if self._timeout_s is not None:
+                timer.start()
             write_message(self._process.stdin, header, arrays)
             answer, values = read_message(self._process.stdout)
         except (EOFError, OSError):
+            if self._late:
+                raise ModelCrashError(
+                    f"The child process was killed: {self._doing} took longer than {self._timeout_s:g} s.",
+                    signal_name="SIGKILL",
+                    exit_code=self._process.wait(),
+                ) from None
             raise self._crash() from None
+        finally:
+            timer.cancel()
         if "error" in answer:
             raise _ERRORS[answer["error"]](answer["message"])
         return answer, values
+
+    def _kill_late(self) -> None:
+        self._late = True
+        self._process.kill()
 
     def _crash(self) -> ModelCrashError:
         code = self._process.wait()

@@ -1,8 +1,7 @@
-"""A child process that runs one model. Started by `processes.py` as `python -m tflite_tools.worker`."""
+"""A child process that runs one model; `processes.py` starts it."""
 
 import dataclasses
 import os
-import sys
 
 from tflite_tools.codec import read_message, write_message
 from tflite_tools.errors import InvalidModelError, UnsupportedModelError
@@ -44,8 +43,3 @@ def main() -> None:
             continue
         flat = {f"{k}:{name}": value for k, part in enumerate(results) for name, value in part.items()}
         write_message(answers, {"calls": len(results)}, flat)
-
-
-if __name__ == "__main__":
-    main()
-    sys.exit(0)

@@ -258,6 +258,24 @@ def test_a_file_that_kills_its_process_leaves_the_caller_alive():
     assert caught.value.signal_name == "SIGFPE"
 
 
+def test_a_file_that_hangs_is_killed():
+    @tf.function(input_signature=[tf.TensorSpec([1, 1], name="x")])
+    def forever(x):
+        return {"y": tf.while_loop(lambda v: tf.reduce_all(v < 1e9), lambda v: (v * 1.0,), (x,))[0]}
+
+    artifact = tflite_tools.convert(forever)
+    with pytest.raises(ModelCrashError, match="running the model took longer than 2 s"):
+        tflite_tools.predict(artifact, np.zeros((1, 1), "float32"), isolate=True, timeout_s=2.0)
+    with pytest.raises(ValueError, match=r"timeout_s.*isolate=True"):
+        tflite_tools.predict(artifact, np.zeros((1, 1), "float32"), isolate=False, timeout_s=2.0)
+
+
+def test_the_child_starts_from_any_folder(int8_file, numbers, tmp_path, monkeypatch):
+    (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
+    monkeypatch.chdir(tmp_path)
+    assert len(tflite_tools.predict(int8_file, numbers, isolate=True)) == 50
+
+
 def test_isolated_and_direct_runs_agree_to_the_bit(int8_file, numbers):
     np.testing.assert_array_equal(
         tflite_tools.predict(int8_file, numbers, isolate=True),
