@@ -1,8 +1,15 @@
 """A small part of the fuzzing; `fuzz_inspect.py` is the script for the rest."""
 
+import contextlib
+import tracemalloc
+
 import pytest
-from fuzz_inspect import fuzz
-from tiny_models import conv_int8, dense_float
+from ai_edge_litert import schema_py_generated as schema
+from fuzz_inspect import BYTES_PER_BYTE, fuzz
+from tiny_models import Builder, conv_int8, dense_float
+
+from tflite_tools import inspect, load
+from tflite_tools.errors import InvalidModelError
 
 
 def test_damaged_small_files_inspect_or_are_refused():
@@ -17,6 +24,25 @@ def test_damaged_real_files_inspect_or_are_refused(shared_data):
     result = fuzz([path.read_bytes() for path in paths], files=600, seed=11)
     assert result["outcomes"]["inspect: read"] > 50
     assert result["outcomes"]["inspect: refused"] > 50
+
+
+@pytest.mark.parametrize("function", [inspect, load])
+def test_a_thousand_names_for_one_large_buffer_are_no_thousand_copies(function):
+    builder = Builder()
+    builder.ends([], [])
+    builder.metadata("first", bytes(1 << 20))
+    for number in range(1000):
+        entry = schema.MetadataT()
+        entry.name, entry.buffer = f"name {number}", 1
+        builder.model.metadata.append(entry)
+    content = builder.pack()
+    tracemalloc.start()
+    with contextlib.suppress(InvalidModelError):  # refusing it is as good
+        function(content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # A thousand copies would be a gigabyte.
+    assert peak < BYTES_PER_BYTE * len(content)
 
 
 @pytest.mark.slow
