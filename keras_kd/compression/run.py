@@ -28,6 +28,7 @@ from keras_kd.errors import nearest, raise_all
 from keras_kd.teachers.targets import unpack
 
 PHASES = ("prune", "cluster", "quantize")
+_TITLES = {"prune": "Pruning", "cluster": "Clustering", "quantize": "Quantization-aware training"}
 _FIT_ARGUMENTS = (
     "callbacks",
     "class_weight",
@@ -389,6 +390,11 @@ def _fit(
         weighted_metrics=adapt.fresh_metrics(training.weighted_metrics) or [],
         jit_compile=False,
     )
+    if training.fit.get("verbose", "auto") != 0:
+        number = list(training.epochs).index(phase) + 1
+        print(
+            f"{_TITLES[phase]} (phase {number} of {len(training.epochs)}): {epochs} epochs of {data.steps} steps"
+        )
     best = BestEpoch(first)
     changing = [*model.trainable_variables, *(teaching.trainable_variables if teaching else [])]
     tuner.optimizer.build(changing)

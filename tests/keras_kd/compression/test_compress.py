@@ -231,6 +231,16 @@ def test_per_layer_overrides_and_ends(digits, trained):
     assert found["first"] == pytest.approx(0.5, abs=1 / 54)
 
 
+def test_each_phase_announces_itself_unless_silent(digits, trained, capsys):
+    x, y, _, _ = digits
+    keras_kd.compress(trained[1], "prune50-int8", x[:32], y[:32], verbose=2)
+    printed = capsys.readouterr().out
+    assert "Pruning (phase 1 of 2): 1 epochs of 1 steps" in printed
+    assert "Quantization-aware training (phase 2 of 2)" in printed
+    keras_kd.compress(trained[1], "prune50", x[:32], y[:32], verbose=0)
+    assert "phase" not in capsys.readouterr().out
+
+
 def test_a_single_step_still_reaches_the_sparsity(digits, trained):
     x, y, _, _ = digits
     compressed = keras_kd.compress(trained[1], "prune75", x[:8], y[:8], batch_size=8, verbose=0)
