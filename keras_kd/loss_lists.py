@@ -58,8 +58,16 @@ def listed_weights(weights: Any, losses: Sequence[Any], names: Sequence[str | No
     return list(weights)
 
 
+#: What the training log holds already.
+RESERVED_NAMES = ("loss", "total_loss", "student_loss", "distillation_loss")
+
+
 def distinct_names(names: Sequence[str]) -> list[str]:
     """Names with `_1`, `_2` ... on repetitions, in order."""
+    raise_all(
+        [f"{name!r} is an entry of the log already." for name in names if name in RESERVED_NAMES],
+        subject="A distillation loss needs another name",
+    )
     counts: dict[str, int] = {}
     result = []
     for name in names:

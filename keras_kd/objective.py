@@ -19,17 +19,15 @@ import keras
 from keras import ops
 
 from keras_kd.errors import UnknownNameError, nearest, raise_all
+from keras_kd.known_kinds import SIDES, KnownKinds, is_cache
 from keras_kd.loss_lists import distinct_names, listed_losses, listed_weights
 from keras_kd.losses.base import flatten_nested, loss_name, tap_names
 from keras_kd.losses.tensors import check_same_shape
-from keras_kd.output_kinds import OutputKind, probed_kind, seen_kinds
 from keras_kd.schedules import Schedule, value_at
 from keras_kd.taps import TappedModel, has_graph
 from keras_kd.teachers.ensemble import MemberOutputs, mean_of_members
-from keras_kd.teachers.targets import PrecomputedTeacher
 
 Tensor = Any
-_SIDES = ("teacher", "student")
 
 
 class DistillationObjective:
@@ -60,9 +58,8 @@ class DistillationObjective:
         self.adapters: dict[str, keras.layers.Layer] = {}
         self.adapter_shapes: dict[str, Any] = {}
         self._keywords = [_accepted_keywords(loss.compute_loss) for loss in self.losses]
-        self._output_names: dict[str, list[str]] = {side: [] for side in _SIDES}
-        self._kinds: dict[str, list[OutputKind | None]] = {side: [] for side in _SIDES}
-        self._member_kinds: list[list[OutputKind | None]] = []
+        self._output_names: dict[str, list[str]] = {side: [] for side in SIDES}
+        self._kinds = KnownKinds(self.losses)
         self._warned_about_weights = False
 
     # What the losses need to know before the first step.
@@ -121,9 +118,8 @@ class DistillationObjective:
                 shapes[side], found = _feature_shapes(model, wanted, side)
                 problems.extend(found)
             if model is not None:
-                self._kinds[side] = list(_known_kinds(model))
                 self._output_names[side] = list(getattr(model, "output_names", None) or [])
-        self._member_kinds = _member_kinds(teacher)
+        self._kinds.look_at(teacher, student)
         for loss in self.losses:
             if isinstance(teacher, keras.Model) and isinstance(student, keras.Model):
                 problems.extend(_said_by(loss.validate_model_compatibility, teacher, student))
@@ -136,10 +132,10 @@ class DistillationObjective:
     def _bind_one(
         self, loss: Any, name: str, shapes: Mapping[str, Any], teacher: Any, student: Any
     ) -> list[str]:
-        taps = {side: tap_names(loss, side) for side in _SIDES}
+        taps = {side: tap_names(loss, side) for side in SIDES}
         models = {"teacher": teacher, "student": student}
         found: dict[str, Any] = {}
-        for side in _SIDES:
+        for side in SIDES:
             if taps[side]:
                 features = [(shapes[side] or {}).get(tap) for tap in taps[side]]
                 found[side] = features[0] if len(features) == 1 else tuple(features)
@@ -168,7 +164,7 @@ class DistillationObjective:
     def _output_shape(self, loss: Any, model: Any, side: str) -> Any:
         if has_graph(model):
             shapes = [tuple(output.shape) for output in model.outputs]
-        elif _is_cache(model):
+        elif is_cache(model):
             # Members of an ensemble have one shape each.
             shapes = list(model.output_shapes)[: 1 if model.member_weights else None]
         else:
@@ -182,7 +178,7 @@ class DistillationObjective:
     def _check_output_name(self, loss: Any) -> list[str]:
         wanted = getattr(loss, "output_name", None)
         problems = []
-        for side in _SIDES:
+        for side in SIDES:
             names = self._output_names[side]
             # A dict's keys are outputs' names too, and are not known before the model runs.
             if wanted is not None and names and wanted not in names and len(names) == 1:
@@ -194,14 +190,7 @@ class DistillationObjective:
     @property
     def needs_probe(self) -> bool:
         """Whether an output has to be looked at before it is known to be logits or probabilities."""
-        return any(self._unknown(loss, side) for loss in self.losses for side in _SIDES)
-
-    def _unknown(self, loss: Any, side: str) -> bool:
-        if getattr(loss, "output_kind", "values") == "values" or _flag(loss, side) != "auto":
-            return False
-        if side == "teacher" and self._member_kinds:
-            return any(not kinds or None in kinds for kinds in self._member_kinds)
-        return not self._kinds[side] or None in self._kinds[side]
+        return self._kinds.incomplete
 
     def resolve(
         self,
@@ -210,40 +199,14 @@ class DistillationObjective:
         student_outputs_are_logits: bool | None = None,
     ) -> None:
         """Say what the outputs are, where it is known; None leaves a side as it is."""
-        binary = any(getattr(loss, "output_kind", "") == "binary" for loss in self.losses)
         known = (("teacher", teacher_outputs_are_logits), ("student", student_outputs_are_logits))
         for side, are_logits in known:
             if are_logits is not None:
-                probabilities: OutputKind = "sigmoid" if binary else "softmax"
-                self._kinds[side] = ["logits" if are_logits else probabilities]
+                self._kinds.say(side, are_logits)
 
     def probe(self, teacher_outputs: Any = None, student_outputs: Any = None) -> None:
         """Find out from one batch of concrete outputs what cannot be seen in the models."""
-        binary = any(getattr(loss, "output_kind", "") == "binary" for loss in self.losses)
-        if isinstance(teacher_outputs, MemberOutputs):
-            seen = self._member_kinds or [[] for _ in teacher_outputs.outputs]
-            self._member_kinds = [
-                _filled(kinds, outputs, binary) for kinds, outputs in zip(seen, teacher_outputs.outputs)
-            ]
-        elif teacher_outputs is not None:
-            self._kinds["teacher"] = _filled(self._kinds["teacher"], teacher_outputs, binary)
-        if student_outputs is not None:
-            self._kinds["student"] = _filled(self._kinds["student"], student_outputs, binary)
-
-    def _are_logits(
-        self, loss: Any, side: str, indices: Sequence[int], kinds: Sequence[OutputKind | None]
-    ) -> Any:
-        """True, False, or a list of these for each output that `loss` gets."""
-        flag = _flag(loss, side)
-        if flag != "auto":
-            return flag
-        if not kinds:
-            raise RuntimeError(
-                f"It is not known whether the {side}'s outputs are logits or probabilities. Call "
-                f"{type(self).__name__}.probe with one batch of outputs, or set from_logits in the loss."
-            )
-        flags = [(kinds[index] if index < len(kinds) else kinds[0]) == "logits" for index in indices]
-        return flags[0] if len(flags) == 1 else flags
+        self._kinds.probe(teacher_outputs, student_outputs)
 
     # A step.
 
@@ -313,9 +276,9 @@ class DistillationObjective:
         selected, indices = self._selected(loss, outputs, side)
         if getattr(loss, "output_kind", "values") == "values":
             return selected, True
-        if _flag(loss, side) == "auto" and not self._kinds[side] and _is_concrete(outputs):
+        if self._kinds.asked_for(loss, side) and _is_concrete(outputs):
             self.probe(**{f"{side}_outputs": outputs})
-        return selected, self._are_logits(loss, side, indices, self._kinds[side])
+        return selected, self._kinds.are_logits(loss, side, indices)
 
     def _selected(self, loss: Any, outputs: Any, side: str) -> tuple[Any, list[int]]:
         """The outputs that a loss is for, and their places among the flattened outputs."""
@@ -350,10 +313,11 @@ class DistillationObjective:
         temperature = value_at(getattr(loss, "temperature", 1.0), common["step"], common["total_steps"])
         kind = getattr(loss, "output_kind", "values")
         columns = []
-        kinds = self._member_kinds or [[] for _ in members.outputs]
-        for outputs, seen in zip(members.outputs, kinds):
+        for member, outputs in enumerate(members.outputs):
             selected, indices = self._selected(loss, outputs, "teacher")
-            flags = True if kind == "values" else self._are_logits(loss, "teacher", indices, seen)
+            flags = (
+                True if kind == "values" else self._kinds.are_logits(loss, "teacher", indices, member=member)
+            )
             columns.append((selected, flags))
         structure = columns[0][0]
         combined = [
@@ -408,11 +372,6 @@ def _accepted_keywords(function: Callable[..., Any]) -> set[str] | None:
     return {parameter.name for parameter in parameters}
 
 
-def _flag(loss: Any, side: str) -> Any:
-    value = getattr(loss, "from_logits", "auto")
-    return value[_SIDES.index(side)] if isinstance(value, (tuple, list)) else value
-
-
 def _is_shape(*shapes: Any) -> bool:
     return all(
         isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
@@ -445,7 +404,7 @@ def _mask_of(outputs: Any) -> Any:
 def _feature_shapes(model: Any, names: Sequence[str], side: str) -> tuple[dict[str, Any], list[str]]:
     if not names or model is None:
         return {}, []
-    if _is_cache(model):
+    if is_cache(model):
         shapes = dict(model.feature_shapes)
         missing = [name for name in names if name not in shapes]
         return shapes, [
@@ -466,32 +425,9 @@ def _feature_shapes(model: Any, names: Sequence[str], side: str) -> tuple[dict[s
     return tapped, problems
 
 
-def _known_kinds(model: Any) -> list[OutputKind | None]:
-    return list(model.output_kinds) if _is_cache(model) else seen_kinds(model)
-
-
-def _is_cache(model: Any) -> bool:
-    return isinstance(model, PrecomputedTeacher) and not isinstance(model, keras.Model)
-
-
-def _member_kinds(teacher: Any) -> list[list[OutputKind | None]]:
-    """The kinds of the outputs of each member of an ensemble."""
-    if _is_cache(teacher):
-        weights, kinds = teacher.member_weights or (), list(teacher.output_kinds)
-        each = len(kinds) // max(len(weights), 1)
-        return [kinds[number * each :][:each] for number in range(len(weights))]
-    return [list(seen_kinds(member)) for member in getattr(teacher, "models", [])]
-
-
 def _said_by(check: Callable[..., Any], *arguments: Any) -> list[str]:
     try:
         check(*arguments)
     except ValueError as error:
         return [str(error)]
     return []
-
-
-def _filled(kinds: Sequence[OutputKind | None], outputs: Any, binary: bool) -> list[OutputKind | None]:
-    flat = keras.tree.flatten(outputs)
-    known = list(kinds) if len(kinds) == len(flat) else [None] * len(flat)
-    return [kind or probed_kind(tensor, binary=binary) for kind, tensor in zip(known, flat)]
