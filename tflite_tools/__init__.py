@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tflite_tools.version import __version__
 
 if TYPE_CHECKING:
+    from tflite_tools.app_source import app_code
     from tflite_tools.artifact import TFLiteArtifact, load
     from tflite_tools.benchmarking.dispatch import benchmark
     from tflite_tools.benchmarking.result import BenchmarkResult
@@ -33,6 +34,7 @@ _HOMES = {
     "benchmark": "benchmarking.dispatch",
     "BenchmarkResult": "benchmarking.result",
     "c_array": "c_source",
+    "app_code": "app_source",
     "Report": "report",
     "Stage": "report",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "Stage",
     "TFLiteArtifact",
     "__version__",
+    "app_code",
     "benchmark",
     "c_array",
     "compare",

@@ -324,6 +324,29 @@ def _c_array(values: Any) -> None:
     print(json.dumps({"files": paths}) if values.json else "\n".join(paths))
 
 
+def _define_app_code(values: flags.FlagValues) -> None:
+    _common(values)
+    flags.DEFINE_string(
+        "language", None, "kotlin, kotlin_compiled_model, java, swift or cpp.", flag_values=values
+    )
+    flags.DEFINE_string("class_name", "Model", "Name of the class.", flag_values=values)
+    flags.DEFINE_string("output", None, "Write to this file and not to standard output.", flag_values=values)
+
+
+def _app_code(values: Any) -> None:
+    from tflite_tools.app_source import app_code
+
+    _required(values, "model", "language")
+    name = pathlib.Path(values.model).name
+    text = app_code(
+        _load_model(values.model), values.language, file_name=name, class_name=values.class_name
+    )
+    if values.output:
+        pathlib.Path(values.output).write_text(text, encoding="utf-8")
+        text = values.output
+    print(json.dumps({"files" if values.output else "code": text}) if values.json else text)
+
+
 def _define_report(values: flags.FlagValues) -> None:
     flags.DEFINE_list("input", [], "A report.json, or several, separated by commas.", flag_values=values)
     flags.DEFINE_list("models", [], "Or .tflite files to measure, the reference first.", flag_values=values)

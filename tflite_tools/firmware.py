@@ -52,8 +52,8 @@ def firmware_header(content: bytes, name: str, arena_bytes: int | None) -> str:
         ]
     else:
         arena = [
-            "// The least that TFLite Micro's reference kernels need, measured with 64-bit pointers. A 32-bit chip needs",
-            "// less for the interpreter itself; the chip's optimized kernels (CMSIS-NN, ESP-NN) may need more.",
+            "// The least that TFLite Micro's reference kernels need, measured with 64-bit pointers. A 32-bit chip",
+            "// needs less for the interpreter; the chip's optimized kernels (CMSIS-NN, ESP-NN) may need more.",
             f"constexpr unsigned int {name}_arena_bytes = {arena_bytes};",
         ]
     lines = [
