@@ -28,6 +28,9 @@ def _unary(function: str) -> Callable[[str], list[Any]]:
     return lambda name: [ours.Unary(function, name=name)]
 
 
+# Klambauer et al. 2017, arXiv:1706.02515, section 2.
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+
 # Keras 3's name of an activation -> tf_keras layers that compute it, given the name of the last one.
 ACTIVATIONS: dict[str, Callable[[str], list[Any]]] = {
     "linear": lambda name: [_L.Activation("linear", name=name)],
@@ -40,13 +43,13 @@ ACTIVATIONS: dict[str, Callable[[str], list[Any]]] = {
     "hard_sigmoid": _hard_sigmoid,
     "hard_silu": lambda name: [ours.HardSwish(name=name)],
     "gelu": lambda name: [ours.Gelu(name=name)],
-    "elu": lambda name: [_L.ELU(name=name)],
+    "elu": lambda name: [ours.Elu(name=name)],
     "leaky_relu": lambda name: [_L.LeakyReLU(alpha=0.2, name=name)],
     "exponential": _unary("exp"),
     "log_sigmoid": _unary("log_sigmoid"),
     "log_softmax": _unary("log_softmax"),
     "mish": _unary("mish"),
-    "selu": _unary("selu"),
+    "selu": lambda name: [ours.Elu(_SELU_ALPHA, _SELU_SCALE, name=name)],
     "softplus": _unary("softplus"),
     "softsign": _unary("softsign"),
 }

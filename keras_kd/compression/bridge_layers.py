@@ -2,7 +2,7 @@
 
 Each becomes one TFLite operator, so that a quantization-aware model can give every tensor of the file a range
 of its own. How a layer wants to be quantized is said without TF-MOT: `quantization_of(layer)` answers for our
-layers and for tf_keras's own with one of four words.
+layers and for tf_keras's own with one of five words.
 
 | answer   | meaning                                                                            |
 |----------|------------------------------------------------------------------------------------|
@@ -10,6 +10,7 @@ layers and for tf_keras's own with one of four words.
 | "output" | integer inside; its output needs an 8-bit range of its own                         |
 | "pass"   | hands on values in the scale that it got, or has a fixed output range (sigmoid)    |
 | "island" | float inside in the .tflite; quantize the output, so that what follows is integer  |
+| "bare"   | leave it unwrapped: it reads integers, or the converter fuses it only as it is     |
 
 Number of inputs: one, except `tf_keras`'s merging layers and `MatMul` (two).
 
@@ -20,11 +21,12 @@ Number of inputs: one, except `tf_keras`'s merging layers and `MatMul` (two).
 | `ConstantMinus`           | c - x                             | SUB                    | output |
 | `HardSwish`               | x * relu6(x + 3) / 6              | HARD_SWISH             | output |
 | `Swish`                   | x * sigmoid(x)                    | LOGISTIC, MUL          | output |
+| `Elu`                     | elu and selu                      | EXP, MINIMUM, MUL, ADD | output |
 | `Gelu`                    | Gaussian error linear unit        | GELU                   | output |
 | `Clip`                    | min(max(x, low), high)            | MAXIMUM, MINIMUM       | output |
 | `Unary`                   | exp, sqrt, abs ... by name        | EXP, SQRT, ABS ...     | output or island |
 | `Reduce`                  | mean, sum, max, min over axes     | MEAN, SUM, REDUCE_MAX  | output or pass |
-| `Cast`                    | another number type               | CAST                   | pass   |
+| `Cast`                    | another number type               | CAST                   | bare   |
 | `Slice`                   | x[begin:end:step, ...]            | STRIDED_SLICE          | pass   |
 | `Resize`                  | nearest or bilinear to a size     | RESIZE_*               | output |
 | `FullReshape`             | a new shape, batch axis included  | RESHAPE                | pass   |
@@ -49,6 +51,7 @@ from keras_kd.compression.bridge_layers_pointwise import (
     ConstantAdd,
     ConstantMinus,
     ConstantMultiply,
+    Elu,
     Gelu,
     HardSwish,
     Swish,
@@ -72,6 +75,7 @@ __all__ = [
     "ConstantAdd",
     "ConstantMinus",
     "ConstantMultiply",
+    "Elu",
     "FullReshape",
     "Gelu",
     "HardSwish",
@@ -143,13 +147,26 @@ _PASS = frozenset(
         "UpSampling3D",
     }
 )
-_OUTPUT = frozenset(
-    {"Multiply", "Subtract", "Maximum", "Minimum", "Average", "Dot", "ELU", "Embedding", "PReLU"}
+# TF-MOT puts a float range on whatever its wrapped layers read, integers included; and the converter fuses a
+# recurrent layer only where nothing is wrapped around it.
+_BARE = frozenset(
+    {
+        "Bidirectional",
+        "ConvLSTM1D",
+        "ConvLSTM2D",
+        "ConvLSTM3D",
+        "Embedding",
+        "GRU",
+        "LSTM",
+        "Masking",
+        "SimpleRNN",
+    }
 )
+_OUTPUT = frozenset({"Multiply", "Subtract", "Average", "Dot", "LayerNormalization", "PReLU"})
 
 
 def quantization_of(layer: Any) -> str:
-    """How a layer of a bridged model wants to be quantized: "tfmot", "output", "pass" or "island".
+    """How a layer of a bridged model wants to be quantized: "tfmot", "output", "pass", "island" or "bare".
 
     The table at the top of this module says what each word means. A layer that is in no list computes in
     float, so it is an "island".
@@ -158,7 +175,7 @@ def quantization_of(layer: Any) -> str:
         return layer.quantization
     name = type(layer).__name__
     if type(layer).__module__.startswith("tf_keras."):
-        for answer, names in (("tfmot", _TFMOT_KNOWS), ("output", _OUTPUT), ("pass", _PASS)):
+        for answer, names in (("tfmot", _TFMOT_KNOWS), ("output", _OUTPUT), ("pass", _PASS), ("bare", _BARE)):
             if name in names:
                 return answer
     return "island"
@@ -176,6 +193,7 @@ _OURS: tuple[type, ...] = (
     ConstantAdd,
     ConstantMinus,
     ConstantMultiply,
+    Elu,
     FullReshape,
     Gelu,
     HardSwish,

@@ -86,6 +86,23 @@ class Gelu(BridgeLayer):
         return {**super().get_config(), "approximate": self.approximate}
 
 
+class Elu(BridgeLayer):
+    """scale * (relu(x) + alpha * (exp(min(x, 0)) - 1)): elu and selu without TFLite's float-only ELU."""
+
+    def __init__(self, alpha: float = 1.0, scale: float = 1.0, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.alpha, self.scale = alpha, scale
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """See the class."""
+        below = (tf.exp(tf.minimum(inputs, 0.0)) - 1.0) * (self.alpha * self.scale)
+        return tf.nn.relu(inputs) * self.scale + below
+
+    def get_config(self) -> dict[str, Any]:
+        """See tf_keras."""
+        return {**super().get_config(), "alpha": self.alpha, "scale": self.scale}
+
+
 class Clip(BridgeLayer):
     """Limits values from below, from above or both: MAXIMUM, MINIMUM."""
 
@@ -115,7 +132,6 @@ UNARY_FUNCTIONS: dict[str, Any] = {
     "exp": tf.exp,
     "floor": tf.floor,
     "log": tf.math.log,
-    "negative": tf.negative,
     "reciprocal": lambda x: 1.0 / x,
     "round": tf.round,
     "rsqrt": tf.math.rsqrt,
@@ -126,15 +142,15 @@ UNARY_FUNCTIONS: dict[str, Any] = {
     "square": tf.square,
     "erf": tf.math.erf,
     "mish": lambda x: x * tf.tanh(tf.math.softplus(x)),
-    "selu": tf.nn.selu,
     "log_softmax": tf.nn.log_softmax,
     "log_sigmoid": tf.math.log_sigmoid,
     "sign": tf.sign,
     "expm1": tf.math.expm1,
     "log1p": tf.math.log1p,
 }
-# Those for which TFLite has an 8-bit kernel of one operator; the others are computed in float.
-_INTEGER_UNARY = frozenset({"abs", "exp", "rsqrt", "log_softmax", "square"})
+# Those whose operators the converter of TensorFlow 2.21 turns into integer ones; SQUARE and RSQRT, though TFLite
+# has kernels for them, come out as float or as a file that does not run.
+_INTEGER_UNARY = frozenset({"abs", "exp", "log_softmax", "softplus"})
 
 
 class Unary(BridgeLayer):

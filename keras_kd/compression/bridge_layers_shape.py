@@ -48,7 +48,7 @@ class Reduce(BridgeLayer):
 class Cast(BridgeLayer):
     """Another number type; integers from an image become floats here."""
 
-    quantization = "pass"
+    quantization = "bare"
 
     def __init__(self, target: str, **kwargs: Any):
         super().__init__(**kwargs)

@@ -166,7 +166,7 @@ _FUNCTIONS: dict[str, tuple[CallRule, tuple[tuple[str, str, Any], ...]]] = {
     "math.maximum": (ops.maximum, ()),
     "math.minimum": (ops.minimum, ()),
     "math.multiply": (ops.multiply, ()),
-    "math.negative": (ops.unary("negative"), ()),
+    "math.negative": (ops.negative, ()),
     "math.reduce_max": (ops.reduction("max"), _REDUCED),
     "math.reduce_mean": (ops.reduction("mean"), _REDUCED),
     "math.reduce_min": (ops.reduction("min"), _REDUCED),

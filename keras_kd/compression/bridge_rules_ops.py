@@ -17,6 +17,7 @@ from keras_kd.compression import bridge_layers as ours
 from keras_kd.compression.bridge_activations import ACTIVATIONS
 from keras_kd.compression.bridge_build import Call
 from keras_kd.compression.bridge_errors import NotBridgeable
+from keras_kd.compression.bridge_rules_shape import fold_extremes
 
 _L = tf_keras.layers
 
@@ -71,6 +72,11 @@ def multiply(call: Call) -> Any:
     return call.run(ours.ConstantMultiply(constant, name=call.name()), tensor)
 
 
+def negative(call: Call) -> Any:
+    """-x as a product: TFLite's NEG has no integer form."""
+    return call.run(ours.ConstantMultiply(-1.0, name=call.name()), call.input)
+
+
 def divide(call: Call) -> Any:
     """X / 3.0 as a product; anything else as Keras computes it."""
     first, second = _two(call)
@@ -81,18 +87,18 @@ def divide(call: Call) -> Any:
 
 def maximum(call: Call) -> Any:
     """The larger of two tensors, or of a tensor and a number."""
-    return _limit(call, _L.Maximum, "low")
+    return _limit(call, "Add", "low")
 
 
 def minimum(call: Call) -> Any:
     """The smaller of two tensors, or of a tensor and a number."""
-    return _limit(call, _L.Minimum, "high")
+    return _limit(call, "Subtract", "high")
 
 
-def _limit(call: Call, merging: Any, side: str) -> Any:
+def _limit(call: Call, last: str, side: str) -> Any:
     first, second = _two(call)
     if is_tensor(first) and is_tensor(second):
-        return call.run(merging(name=call.name()), [first, second])
+        return fold_extremes(call, [first, second], last)
     tensor, constant = _tensor_and_constant(first, second)
     if constant.size != 1:
         return as_keras_runs_it(call)
@@ -146,7 +152,7 @@ def leaky_relu(call: Call) -> Any:
 
 def elu(call: Call) -> Any:
     """Elu with its alpha."""
-    return call.run(_L.ELU(alpha=float(call.operation.alpha), name=call.name()), call.input)
+    return call.run(ours.Elu(float(call.operation.alpha), name=call.name()), call.input)
 
 
 def gelu(call: Call) -> Any:
@@ -311,7 +317,7 @@ OPERATION_RULES: dict[str, Callable[[Call], Any]] = {
     "Min": reduction("min"),
     "Minimum": minimum,
     "Multiply": multiply,
-    "Negative": unary("negative"),
+    "Negative": negative,
     "Power": power,
     "Prod": reduction("prod"),
     "Reciprocal": unary("reciprocal"),

@@ -42,6 +42,7 @@ _PENALTIES = (
     "recurrent_constraint",
     "bias_constraint",
 )
+_MOST_UNROLLED_STEPS = 64
 # Names that mean the same function in Keras 3 and in tf_keras; hard_sigmoid, for one, does not.
 _SAME_ACTIVATIONS = {"elu", "linear", "relu", "selu", "sigmoid", "softmax", "softplus", "softsign", "tanh"}
 
@@ -59,9 +60,21 @@ def recurrent(layer: Any, name: str) -> Any:
             elif kind not in _SAME_ACTIVATIONS:
                 raise NotBridgeable(f"its {which} {kind!r} means another function in tf_keras")
             activations[which] = kind
+    settings = {**activations, **fields(layer, *_FIELDS)}
+    if type(layer).__name__ in ("GRU", "SimpleRNN") and _few_steps(layer):
+        settings["unroll"] = True
     return getattr(_L, type(layer).__name__)(
-        **activations, **fields(layer, *_FIELDS), **penalties(layer, *_PENALTIES), **common(layer, name)
+        **settings, **penalties(layer, *_PENALTIES), **common(layer, name)
     )
+
+
+def _few_steps(layer: Any) -> bool:
+    """Whether the loop can be written out: TFLite has an operator for LSTM only, and no integer loops."""
+    try:
+        steps = layer.input.shape[1]
+    except (AttributeError, ValueError):  # wrapped, or called more than once
+        return False
+    return steps is not None and steps <= _MOST_UNROLLED_STEPS
 
 
 def bidirectional(layer: Any, name: str) -> Any:

@@ -27,6 +27,11 @@ def relu(layer: Any, name: str) -> Any:
     return _L.ReLU(**config, **common(layer, name))
 
 
+def elu(layer: Any, name: str) -> Any:
+    """ELU."""
+    return ours.Elu(float(layer.alpha), **common(layer, name))
+
+
 def leaky_relu(layer: Any, name: str) -> Any:
     """LeakyReLU."""
     return _L.LeakyReLU(alpha=float(layer.negative_slope), **common(layer, name))
@@ -94,3 +99,29 @@ def resizing(call: Call) -> Any:
         return keep_in_keras(call)
     resize = ours.Resize(config["height"], config["width"], config["interpolation"], name=call.name())
     return call.run(resize, call.input)
+
+
+def larger(call: Call) -> Any:
+    """Maximum of tensors."""
+    return fold_extremes(call, list(call.input), "Add")
+
+
+def smaller(call: Call) -> Any:
+    """Minimum of tensors."""
+    return fold_extremes(call, list(call.input), "Subtract")
+
+
+def fold_extremes(call: Call, tensors: list[Any], last: str) -> Any:
+    """max(a, b) as a + relu(b - a), min(a, b) as a - relu(a - b).
+
+    TFLite's MAXIMUM wants one scale for both operands and the result, which two trained ranges never are;
+    TensorFlow 2.21 ends the conversion over it.
+    """
+    value = tensors[0]
+    for number, other in enumerate(tensors[1:], 1):
+        pair = [other, value] if last == "Add" else [value, other]
+        gap = call.run(_L.Subtract(name=call.name("gap")), pair)
+        gap = call.run(_L.ReLU(name=call.name("relu")), gap)
+        name = call.name() if number == len(tensors) - 1 else call.name("part")
+        value = call.run(getattr(_L, last)(name=name), [value, gap])
+    return value
