@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_kd import distiller_checks as checks
 from keras_kd import distiller_config
+from keras_kd.balancing import balanced_weights, rebalance
 from keras_kd.callbacks import FitLength, add_callback
 from keras_kd.errors import raise_all
 from keras_kd.objective import DistillationObjective
@@ -102,6 +103,8 @@ class Distiller(keras.Model):
         self._expected_fingerprint: str | None = None
         self._additional_losses_only_here = False
         self._measured: set[str] = set()
+        self._terms: dict[str, Any] = {}  # the losses of the step that is being traced
+        self._balanced = balanced_weights(objective.names, objective.weights, student_loss_weight)
         objective.bind(network_of(teacher), student, adapter_shapes=_adapter_shapes)
         self._hold_teacher(teacher)
         self._tapped_student = TappedModel(student, objective.student_layer_names)
@@ -259,7 +262,7 @@ class Distiller(keras.Model):
         inputs, targets = teacher_targets.unpack(x)
         self._measured = set()
         taught = None if _is_one(self.student_loss_weight) else self._runner(inputs, targets)
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=bool(self._balanced)) as tape:
             y_pred, features = self._tapped_student(inputs, training=True)
             if type(self).compute_loss is Distiller.compute_loss:
                 loss = self._total_loss(x, y, y_pred, sample_weight, taught, features)
@@ -268,6 +271,9 @@ class Distiller(keras.Model):
             scaled = self.optimizer.scale_loss(loss)
         variables = self.trainable_weights
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables))
+        if self._terms:
+            rebalance(tape, self._balanced, self._terms, self.student.trainable_weights)
+            self._terms = {}
         follow = getattr(self._runner.teacher, "follow", None)
         if follow is not None:
             follow(self.student)
@@ -356,6 +362,8 @@ class Distiller(keras.Model):
             tracked.update({name: value / replicas for name, value in values.items()})
             total = total + (1.0 - share) * tracked["distillation_loss"]
         self._track(x, total_loss=total, **tracked)
+        if self._balanced and training and taught is not None:
+            self._terms = tracked
         return total
 
     def _student_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> Tensor:

@@ -189,3 +189,7 @@ def value_at(value: "float | Schedule", step: Scalar | None, total_steps: Scalar
     if isinstance(value, Schedule):
         return value(0 if step is None else step, total_steps)
     return value
+
+
+# Last, because it is a Schedule and needs the class.
+from keras_kd.balancing import GradientBalanced  # noqa: E402, F401

@@ -11,7 +11,7 @@ def randomize(model: keras.Model, seed: int = 0) -> keras.Model:
     for weight in model.weights:
         if len(weight.shape) == 1:
             low, high = (0.5, 1.5) if weight.name in ("gamma", "moving_variance") else (-0.3, 0.3)
-            weight.assign(generator.uniform(low, high, weight.shape))
+            weight.assign(generator.permutation(np.linspace(low, high, weight.shape[0])))
     return model
 
 
