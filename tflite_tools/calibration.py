@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tflite_tools.errors import CalibrationError, nearest
-from tflite_tools.sources import InputSpec
+from tflite_tools.traced import InputSpec
 
 # TensorFlow's guide asks for 100 to 500 examples; more cost time and, the ranges being minima and maxima,
 # make them wider rather than better.

@@ -14,8 +14,10 @@ from tflite_tools.errors import CalibrationError, ConversionError, nearest
 from tflite_tools.failures import explain_failure
 from tflite_tools.flatbuffer import tensor_types
 from tflite_tools.integer_only import check_integer_only
+from tflite_tools.keras_sources import keras_inputs
 from tflite_tools.preprocessing import Preprocessing, as_preprocessing
-from tflite_tools.sources import Source, has_loop, keras_inputs, open_source
+from tflite_tools.sources import has_loop, open_source
+from tflite_tools.traced import Source
 from tflite_tools.training_ranges import check_against_training
 from tflite_tools.version import __version__
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tflite_tools.sources import InputSpec
+from tflite_tools.traced import InputSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tflite_tools
 from tflite_tools.calibration import MAX_EXAMPLES, check_calibration
 from tflite_tools.errors import CalibrationError
-from tflite_tools.sources import InputSpec
+from tflite_tools.traced import InputSpec
 
 ONE = (InputSpec("image", (1, 4, 4, 1), "float32"),)
 TWO = (InputSpec("a", (1, 2), "float32"), InputSpec("b", (1, 3), "int32"))
