@@ -41,7 +41,7 @@ def load(dataset: str, seed: int) -> tuple[Arrays, Arrays, Arrays, Sequence[str]
         x, y = mnist_data()
         order = np.random.default_rng(seed).permutation(len(x))
         x, y, names = x[order], y[order], [str(digit) for digit in range(10)]
-        counts = (2400, 400)
+        counts = (2400, 1000)
     else:
         (x, y), (x_test, y_test) = keras.datasets.fashion_mnist.load_data()
         # Part of the training images, so that the demo stays a demo; the test images are the official ones.
@@ -113,7 +113,7 @@ def main(_: Sequence[str]) -> None:
     batch_size = 64
     data = batches(*train, batch_size=batch_size, seed=seed)
     steps = int(data.cardinality())
-    teacher_epochs, epochs = (28, 50) if DATASET.value == "digits" else (10, 16)
+    teacher_epochs, epochs, compress_epochs = (28, 50, 30) if DATASET.value == "digits" else (8, 12, 6)
 
     teacher, student = make_teacher(), make_student()
     print(f"{DATASET.value}: {len(train[0])} images to learn from, {len(test[0])} to test on")
@@ -141,9 +141,9 @@ def main(_: Sequence[str]) -> None:
         validation_data=validation,
         test_data=test,
         epochs=epochs,
-        compress_epochs=epochs // 2,
+        compress_epochs=compress_epochs,
         optimizer=optimizer(epochs, steps, 1.6e-2),
-        compress_optimizer=optimizer(epochs // 2, steps, 4e-3),
+        compress_optimizer=optimizer(compress_epochs, steps, 1e-2),
         student_alone=True,
         class_names=class_names,
         output_dir=OUTPUT_DIR.value,
