@@ -70,5 +70,7 @@ class ProgressLines(keras.callbacks.Callback):
         if epoch + 1 < epochs and now - self._last < _INTERVAL_S:
             return
         self._last = now
-        values = "  ".join(f"{name} {float((logs or {})[name]):.4f}" for name in self._show if name in (logs or {}))
+        values = "  ".join(
+            f"{name} {float((logs or {})[name]):.4f}" for name in self._show if name in (logs or {})
+        )
         self._clock.say(f"epoch {epoch + 1}/{epochs}  {values}  ({now - self._begin:.0f} s)")
