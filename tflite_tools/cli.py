@@ -17,6 +17,7 @@ from absl import flags
 
 from tflite_tools.benchmark_flags import define_target_flags, target_options, write_pictures
 from tflite_tools.errors import nearest
+from tflite_tools.matrix_command import define_matrix, run_matrix
 
 _PROGRAM = "python -m tflite_tools"
 
@@ -338,9 +339,7 @@ def _app_code(values: Any) -> None:
 
     _required(values, "model", "language")
     name = pathlib.Path(values.model).name
-    text = app_code(
-        _load_model(values.model), values.language, file_name=name, class_name=values.class_name
-    )
+    text = app_code(_load_model(values.model), values.language, file_name=name, class_name=values.class_name)
     if values.output:
         pathlib.Path(values.output).write_text(text, encoding="utf-8")
         text = values.output
@@ -389,6 +388,7 @@ _COMMANDS = {
     "evaluate": _Command("accuracy of a .tflite file on labeled data", _define_evaluate, _evaluate),
     "compare": _Command("how far a .tflite file is from another model", _define_compare, _compare),
     "benchmark": _Command("latency and memory of a .tflite file", _define_benchmark, _benchmark),
+    "matrix": _Command("models x threads x delegates in one table", define_matrix, run_matrix),
     "c_array": _Command("a .tflite file as C source for a microcontroller", _define_c_array, _c_array),
     "report": _Command(
         "a page, Markdown or charts from .tflite or report.json files", _define_report, _report

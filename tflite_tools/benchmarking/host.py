@@ -154,6 +154,8 @@ def run_child(module: str, content: bytes, request: dict[str, Any], time_limit_s
                 stdout=stderr,
                 stderr=stderr,
                 env=environment,
+                # -m looks into the current folder first, where a user may have a file of the same name as a module.
+                cwd=folder,
             )
             try:
                 code = process.wait(timeout=time_limit_s + _STARTUP_LIMIT_S)
