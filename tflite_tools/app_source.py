@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from tflite_tools.app_source_android import java, kotlin, kotlin_compiled_model
 from tflite_tools.app_facts import TYPES, Facts, app_facts, head, labels, quoted
+from tflite_tools.app_source_android import java, kotlin, kotlin_compiled_model
 from tflite_tools.errors import nearest
 from tflite_tools.interpreter import ArtifactLike, as_artifact
 

@@ -390,6 +390,7 @@ _COMMANDS = {
     "benchmark": _Command("latency and memory of a .tflite file", _define_benchmark, _benchmark),
     "matrix": _Command("models x threads x delegates in one table", define_matrix, run_matrix),
     "c_array": _Command("a .tflite file as C source for a microcontroller", _define_c_array, _c_array),
+    "app_code": _Command("code that runs a .tflite file in an app", _define_app_code, _app_code),
     "report": _Command(
         "a page, Markdown or charts from .tflite or report.json files", _define_report, _report
     ),
