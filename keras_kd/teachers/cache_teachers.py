@@ -174,10 +174,19 @@ def _keras_teacher(model: Any, layers: Sequence[str], preprocessing: Any) -> Cac
         def forward(x: Any) -> tuple[Any, dict[str, Any]]:
             return tapped(x, training=False)
 
-    compiled = tf.function(forward, reduce_retracing=True)
+    compiled: dict[str, Any] = {}
+
+    def run(x: Any) -> tuple[Any, dict[str, Any]]:
+        x = map_leaves(tf.convert_to_tensor, x)
+        specs = tf.nest.map_structure(lambda leaf: tf.TensorSpec((None, *leaf.shape[1:]), leaf.dtype), x)
+        # Traced once for any number of examples; tf.function by itself would trace once for each number.
+        if str(specs) not in compiled:
+            compiled[str(specs)] = tf.function(forward, input_signature=[specs])
+        return compiled[str(specs)](x)
+
     kinds = [kind for member in members for kind in seen_kinds(member) or [None]]
     return CachedTeacher(
-        lambda x: compiled(map_leaves(tf.convert_to_tensor, x)),
+        run,
         {
             "kind": "ensemble" if weights else "keras",
             "name": model.name,
