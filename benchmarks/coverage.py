@@ -175,7 +175,10 @@ def run_family(family: str) -> dict[str, Any]:
         row["sqnr_db"] = comparison.sqnr_db
     except Exception as error:  # the table is about what fails, so nothing may end it
         row["failed_at"] = step
-        row["reason"] = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+        # TensorFlow puts a traceback first and what went wrong last.
+        text = lines[-1] if lines[0] == "in user code:" else lines[0]
+        row["reason"] = f"{type(error).__name__}: {text[:300]}"
     row["seconds"] = round(time.monotonic() - started, 1)
     if FLAGS.tfmot:
         row.update(tfmot_alone(family))
