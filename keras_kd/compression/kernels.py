@@ -96,7 +96,10 @@ def ends(model: Any) -> set[str]:
     before: dict[str, set[str]] = {}
     for layer in model.layers:
         before[layer.name] = _producers(layer, model)
-    holds = {layer.name for layer in model.layers if kernels(layer) or _is_depthwise(layer)}
+    # A frozen depthwise layer is a Rescaling in disguise (the bridge makes one of it), and no first layer.
+    holds = {
+        layer.name for layer in model.layers if kernels(layer) or (_is_depthwise(layer) and layer.trainable)
+    }
     reached: dict[str, set[str]] = {}
 
     def kernels_upstream(name: str) -> set[str]:

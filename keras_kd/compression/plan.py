@@ -74,6 +74,9 @@ def _plan(
     if pruning is None and clustering is None:
         return LayerPlan()
     found = kernels(layer)
+    named = pruning.per_layer if pruning is not None and isinstance(pruning.per_layer, Mapping) else {}
+    if found and not layer.trainable and layer.name not in named:
+        return LayerPlan(reasons=("left as it is: the layer is frozen (trainable=False)",))
     if not found:
         # Only layers that have weights owe an explanation.
         return LayerPlan(reasons=(why_no_kernel(layer),) if layer.weights else ())

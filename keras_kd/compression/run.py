@@ -396,12 +396,13 @@ def _fit(
             f"{_TITLES[phase]} (phase {number} of {len(training.epochs)}): {epochs} epochs of {data.steps} steps"
         )
     best = BestEpoch(first)
-    changing = [*model.trainable_variables, *(teaching.trainable_variables if teaching else [])]
+    trained = tfmot.trained_variables(model)
+    changing = [*trained, *(teaching.trainable_variables if teaching else [])]
     tuner.optimizer.build(changing)
     variables = [
         *model.variables,
         *(masks.variables if masks else []),
-        *changing[len(model.trainable_variables) :],
+        *changing[len(trained) :],
     ]
     variables += list(tuner.optimizer.variables)
     saved = training.backup.restore(phase, variables, best) or {"history": {}, "epochs": 0}

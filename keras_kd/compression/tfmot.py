@@ -168,6 +168,21 @@ def wrappers(model: Any) -> dict[str, Any]:
     return {layer.layer.name: layer for layer in model.layers if isinstance(layer, wrapper)}
 
 
+def trained_variables(model: Any) -> list[Any]:
+    """The model's trainable variables, without those of frozen layers.
+
+    A quantization wrapper counts the kernel of its layer as trainable even where the layer is frozen
+    (TF-MOT 0.8.1); a Rescaling that became a convolution would drift.
+    """
+    frozen = {
+        id(weight)
+        for wrapper in wrappers(model).values()
+        if not wrapper.layer.trainable
+        for weight in wrapper.weights
+    }
+    return [variable for variable in model.trainable_variables if id(variable) not in frozen]
+
+
 def with_separable_split(model: Any) -> Any:
     """The model with every SeparableConv2D as a depthwise and a 1x1 convolution; the latter keeps the name.
 

@@ -11,6 +11,7 @@ import tf_keras
 from keras_kd.compression.adapt import better
 from keras_kd.compression.masks import MaskedKernels
 from keras_kd.compression.teaching import Teaching
+from keras_kd.compression.tfmot import trained_variables
 from keras_kd.teachers.targets import unpack
 
 
@@ -100,7 +101,7 @@ class FineTuner(tf_keras.Model):
                 share = teaching.student_loss_weight if self._has_labels else 0.0
                 total = (share * total if self._has_labels else total) + (1.0 - share) * distilled
         adapters = teaching.trainable_variables if teaching else []
-        self.optimizer.minimize(total, [*self.student.trainable_variables, *adapters], tape=tape)
+        self.optimizer.minimize(total, [*trained_variables(self.student), *adapters], tape=tape)
         if masks is not None:
             masks.apply(tf.cast(self.optimizer.iterations, tf.int64))
         metrics = self.compute_metrics(x, y, outputs, weight) if self._has_labels else {}

@@ -263,3 +263,44 @@ def test_depthwise_kernels_have_a_scale_per_channel_in_training_and_in_the_file(
     assert np.abs(stored.astype(int)).max(axis=(0, 1, 2)).min() > 100
     wanted, found = compressed.model.predict(X, verbose=0), np.asarray(tflite_tools.predict(artifact, X))
     assert (wanted**2).sum() > 10 ** (30 / 10) * ((wanted - found) ** 2).sum()
+
+
+def test_frozen_layers_stay_as_they_are_in_every_phase():
+    keras.utils.set_random_seed(0)
+    layers = [
+        L.Rescaling(1 / 127.5, offset=-1.0),
+        L.Conv2D(8, 3, activation="relu", name="frozen"),
+        L.Conv2D(8, 1, name="free"),
+    ]
+    student = keras.Sequential(
+        [keras.Input((12, 12, 4)), *layers, L.GlobalAveragePooling2D(), L.Dense(5, name="last")]
+    )
+    student.get_layer("frozen").trainable = False
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    compressed = keras_kd.compress(
+        student, "prune50-int8", X, Y, loss=loss, optimizer=keras.optimizers.Adam(1e-2), epochs=2, verbose=0
+    )
+
+    row = next(row for row in compressed.report.layers if row.name == "frozen")
+    assert row.sparsity == 0.0 and "frozen" in row.reasons[0]
+
+    def kernel(name):
+        wrapper = next(layer for layer in compressed.model.layers if layer.name == f"quant_{name}")
+        return next(w for w in wrapper.weights if w.name.endswith("kernel:0")).numpy()
+
+    np.testing.assert_array_equal(kernel("frozen"), student.get_layer("frozen").get_weights()[0])
+    assert np.abs(kernel("last") - student.get_layer("last").get_weights()[0]).max() > 1e-3
+    rescaling = next(layer for layer in compressed.model.layers if "rescaling" in layer.name)
+    for weight in rescaling.weights:
+        if weight.name.endswith("depthwise_kernel:0"):
+            np.testing.assert_allclose(weight.numpy(), 1 / 127.5, rtol=1e-6)
+
+
+def test_a_rescaling_is_no_first_layer():
+    layers = [L.Rescaling(1 / 255.0), L.Conv2D(8, 3, name="first"), L.Conv2D(8, 3, name="middle")]
+    student = keras.Sequential(
+        [keras.Input((12, 12, 4)), *layers, L.GlobalAveragePooling2D(), L.Dense(5, name="last")]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    found = keras_kd.compress(student, "prune50", X, Y, loss=loss, verbose=0).report.layer_sparsity
+    assert (found["first"], found["middle"], found["last"]) == (0.0, 0.5, 0.0)
