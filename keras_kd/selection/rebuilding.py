@@ -51,7 +51,7 @@ def rebuild(
                 config.update({field: value(counter(kept)) for field, value in fields.items()})
             if "trainable" in config:
                 config["trainable"] = True
-            new_layers[id(operation)] = type(operation).from_config(config)
+            new_layers[id(operation)] = _made_again(operation, config)
             if isinstance(operation, keras.layers.Layer):
                 pairs.append((operation, new_layers[id(operation)]))
         return new_layers[id(operation)](*args, **kwargs)
@@ -69,6 +69,15 @@ def rebuild(
         _copy_weights(old, new, cuts.get(id(old)), kept)
     result.trainable = True
     return result, pairs
+
+
+def _made_again(operation: Any, config: dict[str, Any]) -> Any:
+    if not isinstance(operation, keras.layers.Lambda):
+        return type(operation).from_config(config)
+    # The function is already at work in this process; a copy of its code would lose what it closes over.
+    again = keras.layers.Lambda.from_config(config, safe_mode=False)
+    again.function = operation.function
+    return again
 
 
 def _fresh_input(tensor: Any) -> Any:

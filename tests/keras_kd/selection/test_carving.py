@@ -259,3 +259,17 @@ def test_a_dataset_serves_as_examples():
     one = carve(teacher, 0.5, data, criterion="taylor")
     other = carve(teacher, 0.5, x, y, criterion="taylor")
     assert [layer.kept for layer in one.layers] == [layer.kept for layer in other.layers]
+
+
+def test_a_lambda_layer_keeps_what_its_function_closes_over():
+    factor = keras.Variable(3.0)
+    x = start = keras.Input((4,))
+    x = layers.Dense(4, name="before")(x)
+    x = layers.Lambda(lambda value: value * factor, name="times")(x)
+    teacher = keras.Model(start, layers.Dense(2)(layers.Dense(6, activation="relu", name="free")(x)))
+    with pytest.warns(UserWarning, match="times \\(Lambda has no rule"):
+        student = keras_kd.carve_student(teacher, keep=0.99)
+    x = np.ones((2, 4), "float32")
+    assert_same(outputs_of(student, x), outputs_of(teacher, x))
+    factor.assign(5.0)
+    assert_same(outputs_of(student, x), outputs_of(teacher, x))
