@@ -39,6 +39,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "Interleaved repeats; medians are 
 _BATCHES = flags.DEFINE_integer(
     "batches", 24, "Batches of 128 per epoch of `steps` and `build`.", lower_bound=4
 )
+_TEACHERS = flags.DEFINE_list("teachers", ["5x", "15x", "45x"], "`steps`: sizes of the teacher.")
 _COUNTS = flags.DEFINE_list("counts", ["10000", "100000", "1000000"], "Examples of `size`.")
 _TEACHER = flags.DEFINE_string("teacher", None, "`accuracy`: a .keras file for 28x28x1 bytes.")
 _EXAMPLES = flags.DEFINE_integer("examples", 10000, "`accuracy`: training images.")
@@ -124,8 +125,8 @@ def steps() -> list[dict[str, Any]]:
     data = plain_pipeline(x, y)
     variants["plain"] = lambda: plain.fit(data, verbose=0)
     folders = []
-    for name, make in TEACHERS.items():
-        teacher = make()
+    for name in _TEACHERS.value:
+        teacher = TEACHERS[name]()
         folders.append(tempfile.TemporaryDirectory())
         cache = keras_kd.TeacherCache.build(
             teacher, x, folders[-1].name, views=2, augment=AUGMENT, verbose=False
@@ -147,13 +148,13 @@ def steps() -> list[dict[str, Any]]:
     return [
         {
             "teacher": name,
-            "teacher/student MACs": macs(make()) / size,
+            "teacher/student MACs": macs(TEACHERS[name]()) / size,
             "plain ms/step": 1e3 * seconds["plain"] / _BATCHES.value,
             "cached/plain": seconds[f"cached {name}"] / seconds["plain"],
             "live/plain": seconds[f"live {name}"] / seconds["plain"],
             "cached/live": seconds[f"cached {name}"] / seconds[f"live {name}"],
         }
-        for name, make in TEACHERS.items()
+        for name in _TEACHERS.value
     ]
 
 
@@ -217,7 +218,9 @@ def one_size(count: int) -> dict[str, Any]:
     weights = generator.normal(size=(32, 1000)).astype(np.float32) / 500
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        cache = keras_kd.TeacherCache.build(lambda batch: batch @ weights, x, folder, top_k=20, verbose=False)
+        cache = keras_kd.TeacherCache.build(
+            lambda batch: batch.astype(np.float32) @ weights, x, folder, top_k=20, verbose=False
+        )
         build_s = time.perf_counter() - begin
         stored = sum(file.stat().st_size for file in pathlib.Path(folder).iterdir())
         model = keras.Sequential(
