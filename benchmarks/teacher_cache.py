@@ -73,8 +73,8 @@ def student() -> keras.Model:
 # About 5, 15 and 45 times the student's multiplications.
 TEACHERS: dict[str, Callable[[], keras.Model]] = {
     "5x": lambda: network(34),
-    "15x": lambda: network(42, depth=2),
-    "45x": lambda: network(72, depth=2),
+    "15x": lambda: network(28, depth=2),
+    "45x": lambda: network(49, depth=2),
 }
 
 
