@@ -4,6 +4,7 @@ Made once, of packages from this machine's package sources; nothing is installed
 tests skip.
 """
 
+import fcntl
 import os
 import pathlib
 import re
@@ -38,18 +39,22 @@ def root():
     if shutil.which("qemu-aarch64-static") is None:
         pytest.skip("qemu-user-static is not installed")
     done = CACHE / "done"
-    if not done.exists():
-        if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-            pytest.skip("the aarch64 packages come through apt-get, which is not here")
-        shutil.rmtree(CACHE, ignore_errors=True)
-        try:
-            _debian(CACHE / "root")
-            _wheels(CACHE / "root/usr/lib/python3/dist-packages")
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            pytest.skip(f"the aarch64 packages cannot be had: {(error.stderr or str(error))[-300:]}")
-        (CACHE / "root/proc").mkdir(exist_ok=True)
-        (CACHE / "root/proc/cpuinfo").write_text(_CPUINFO)
-        done.touch()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # parallel workers share the cache
+        if not done.exists():
+            if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+                pytest.skip("the aarch64 packages come through apt-get, which is not here")
+            for name in ("apt", "root", "wheels"):  # what an earlier try left
+                shutil.rmtree(CACHE / name, ignore_errors=True)
+            try:
+                _debian(CACHE / "root")
+                _wheels(CACHE / "root/usr/lib/python3/dist-packages")
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                pytest.skip(f"the aarch64 packages cannot be had: {(error.stderr or str(error))[-300:]}")
+            (CACHE / "root/proc").mkdir(exist_ok=True)
+            (CACHE / "root/proc/cpuinfo").write_text(_CPUINFO)
+            done.touch()
     return CACHE / "root"
 
 

@@ -8,6 +8,7 @@ installed: what is missing is named, and the tests skip. On Debian 12, everythin
 """
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import re
@@ -61,8 +62,11 @@ def adbd():
     if shutil.which("adb") is None:
         pytest.skip("adb is not installed")
     built = CACHE / "adbd"
-    if not built.exists():
-        _build(built)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # parallel workers share the cache
+        if not built.exists():
+            _build(built)
     return built
 
 
@@ -72,7 +76,6 @@ def _build(built):
     missing += [name for name in _HEADERS if not (include / name).exists()]
     if missing:
         pytest.skip(f"adbd cannot be built: missing {', '.join(missing)} (see {pathlib.Path(__file__).name})")
-    CACHE.mkdir(parents=True, exist_ok=True)
     try:
         source = _source()
         _compile(source, built)
@@ -175,9 +178,11 @@ def _compile(source, built):
         _, said = process.communicate(timeout=300)
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, process.args, stderr=said)
-    link = ["clang++", "-o", str(built), *made, f"-L{_LIBRARIES}", f"-Wl,-rpath={_LIBRARIES}"]
+    partial = built.with_name("adbd.partial")
+    link = ["clang++", "-o", str(partial), *made, f"-L{_LIBRARIES}", f"-Wl,-rpath={_LIBRARIES}"]
     link += ["-lbase", "-lcutils", "-llog", "-lcrypto", "-lcap", "-lresolv", "-lutil", "-lpthread"]
     subprocess.run(link, check=True, capture_output=True, text=True, timeout=120)
+    partial.replace(built)
 
 
 # --- the phone ---

@@ -336,6 +336,22 @@ def test_nnapi_is_called_deprecated(run):
     assert any("deprecated since Android 15" in warning for warning in run(use_nnapi=True).warnings)
 
 
+def test_a_matrix_on_the_phone(phone, program, tmp_path, capsys):
+    model = tmp_path / "m.tflite"
+    model.write_bytes(tiny_models.dense_float())
+    command = ["matrix", f"--models={model}", "--target=android", f"--serial={phone.serial}", "--num_runs=3"]
+    command += [
+        f"--benchmark_binary={program}",
+        f"--device_dir={tmp_path / 'device'}",
+        "--delegates=none,gpu",
+    ]
+    assert main([*command, f"--output={tmp_path / 'matrix.json'}"]) == 0
+    assert "none x1" in capsys.readouterr().out
+    none, gpu = json.loads((tmp_path / "matrix.json").read_text())["cells"]
+    assert none["result"]["settings"]["use_xnnpack"] is False
+    assert gpu["result"]["settings"]["use_gpu"] is True and gpu["result"]["latency_us"]["runs"] == 3
+
+
 def test_the_benchmark_app(phone, tmp_path):
     """`am` and logcat stand in for those of Android: the app's lines come from the same program."""
     script = pathlib.Path(__file__).with_name("device_benchmark.py")
