@@ -9,7 +9,8 @@ def randomize(model: keras.Model, seed: int = 0) -> keras.Model:
     """Every vector gets distinct random values, as in a trained network, so that a channel is known by its numbers."""
     generator = np.random.default_rng(seed)
     for weight in model.weights:
-        if len(weight.shape) == 1:
+        # Not the statistics of keras.layers.Normalization: it works with copies that would stay behind.
+        if len(weight.shape) == 1 and weight.name not in ("mean", "variance"):
             low, high = (0.5, 1.5) if weight.name in ("gamma", "moving_variance") else (-0.3, 0.3)
             weight.assign(generator.permutation(np.linspace(low, high, weight.shape[0])))
     return model
