@@ -12,10 +12,14 @@ import json
 import os
 import pathlib
 import resource
+import sys
 import time
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# Not this folder, whose tflite_tools.py would hide the package.
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import keras
 import numpy as np

@@ -11,10 +11,15 @@ Keras model of raw pixels 28x28x1 to 10 logits; without it one is trained first.
 
 import json
 import os
+import pathlib
+import sys
 import time
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# Not this folder, whose tflite_tools.py would hide the package.
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import keras
 import numpy as np

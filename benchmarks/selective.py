@@ -40,11 +40,11 @@ from keras import layers
 _HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:] = [path for path in sys.path if pathlib.Path(path or ".").resolve() != _HERE]
 
-import keras_kd  # noqa: E402
-import tflite_tools  # noqa: E402
-from keras_kd.losses import FeatureDistillation, LogitsDistillation  # noqa: E402
-from keras_kd.selection import carve, confidence_weights  # noqa: E402
-from tflite_tools.text_table import text_table  # noqa: E402
+import keras_kd
+import tflite_tools
+from keras_kd.losses import FeatureDistillation, LogitsDistillation
+from keras_kd.selection import carve, confidence_weights
+from tflite_tools.text_table import text_table
 
 PARTS = ("pairs", "balance", "confidence", "carved", "criteria", "latency")
 DATASETS = ("fashion", "cifar10_jpeg")

@@ -8,11 +8,15 @@ in turn, and medians are taken over the repeats.
 """
 
 import json
+import pathlib
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+# Not this folder, whose tflite_tools.py would hide the package.
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import keras
 import numpy as np

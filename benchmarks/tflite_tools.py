@@ -25,8 +25,8 @@ sys.path[:] = [
     p for p in sys.path if pathlib.Path(p or ".").resolve() != pathlib.Path(__file__).resolve().parent
 ]
 
-import tflite_tools  # noqa: E402
-from tflite_tools.text_table import text_table  # noqa: E402
+import tflite_tools
+from tflite_tools.text_table import text_table
 
 ROWS = flags.DEFINE_list("rows", None, "Which rows to measure; default: all.")
 JSON = flags.DEFINE_boolean("json", False, "Print JSON instead of a table.")

@@ -85,25 +85,20 @@ def compress(
     """Prunes, clusters and quantizes a trained student through TF-MOT; the student itself is not changed.
 
     Each part of the recipe that needs training is a phase of `epochs` epochs: ``prune``, ``cluster``,
-    ``quantize``
-    (only ``int8_qat`` trains; the other quantizations happen in the conversion). Every phase starts with a
-    fresh optimizer and keeps its best epoch by validation (the first metric that is better when higher, or
-    else
-    the loss). Sparsity is checked after every phase.
+    ``quantize`` (only ``int8_qat`` trains; the other quantizations happen in the conversion). Every phase
+    starts with a fresh optimizer and keeps its best epoch by validation (the first metric that is better when
+    higher, or else the loss). Sparsity is checked after every phase.
 
     Args:
       student: a built Keras 3 or tf_keras model, Functional or Sequential.
       recipe: a `CompressionRecipe` or its name, such as ``"prune75-int8"``.
-      x: inputs [examples, ...] (an array, or a list or dict of them), a batched `tf.data.Dataset` of (x,
-        y[, weight]),
-        or a `PyDataset`.
+      x: inputs [examples, ...] (an array, or a list or dict of them), a batched `tf.data.Dataset` of
+        (x, y[, weight]), or a `PyDataset`.
       y: labels for an array `x`. None trains on the teacher alone.
       teacher: a Keras model, a list of them, a `TeacherEnsemble` or a `TeacherCache`; it is run as at
-        prediction
-        time and left as it is. None fine-tunes on the labels alone.
+        prediction time and left as it is. None fine-tunes on the labels alone.
       distillation_losses: as for `Distiller`; taps name layers of the teacher and of the student as handed
-        in.
-        None with a teacher is `LogitsDistillation()`.
+        in. None with a teacher is `LogitsDistillation()`.
       epochs: epochs of every phase, or a dict by phase.
       batch_size: examples per step of an array `x`.
       validation_data: (x, y), (x, y, weight) or a dataset.
