@@ -38,7 +38,7 @@ def take_top_k(logits: np.ndarray, k: int) -> TopK:
     Example:
       >>> top = take_top_k(np.log([[0.1, 0.6, 0.3]]), 1)
       >>> np.exp(top.values).round(4).tolist(), top.indices.tolist(), np.exp(top.rest).round(4).tolist()
-      ([[0.6]], [[1]], [0.4])
+      ([[0.6]], [[1]], [0.4...])
     """
     classes = logits.shape[-1]
     if not 1 <= k < classes:
