@@ -44,6 +44,7 @@ DEV = [
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "nbclient>=0.10",
+    "tensorboard>=2.19",  # the test of Keras's TensorBoard callback
     "nbformat>=5.10",
     "ruff>=0.15,<0.16",
     "mypy>=1.15",

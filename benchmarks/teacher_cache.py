@@ -22,6 +22,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+# Not this folder, whose tflite_tools.py would hide the package.
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 import keras
 import numpy as np
 import tensorflow as tf

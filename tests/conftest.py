@@ -9,6 +9,9 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import pytest
 
+# Programs that tests run on the other side of a wire; doctest collection would import them.
+collect_ignore = ["arm64/run_on_arm.py", "tflite_tools/device_benchmark.py"]
+
 SHARED_DATA = pathlib.Path(
     os.environ.get("KERAS_KD_SHARED_DATA", pathlib.Path(__file__).resolve().parents[2] / "shared" / "data")
 )

@@ -127,7 +127,7 @@ def test_a_float_island_is_named_with_its_cost_and_the_rest_is_integer():
     keras.utils.set_random_seed(0)
     x = keras.Input((12, 12, 4))
     y = L.Conv2D(8, 3, activation="relu", name="conv")(x / 255.0)
-    y = L.LayerNormalization(name="island")(y)
+    y = L.GroupNormalization(2, name="island")(y)  # TFLite has no integer kernel for its root
     student = keras.Model(
         x, L.Dense(5, name="last")(L.GlobalAveragePooling2D()(L.Conv2D(8, 1, name="after")(y)))
     )
