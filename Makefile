@@ -9,12 +9,13 @@ PYTEST_FLAGS ?=
 # Two processes: most of the suite waits for one core at a time. WORKERS=0 runs it in one.
 WORKERS ?= 2
 
-.PHONY: help demo test test-slow test-all lint format typecheck clean
+.PHONY: help demo test test-slow test-arm64 test-all lint format typecheck clean
 
 help:
 	@echo "make demo       train, distil, prune, quantize, convert and measure on real digits (examples/quickstart.py)"
 	@echo "make test       the test suite"
 	@echo "make test-slow  the checks behind the 'slow' marker"
+	@echo "make test-arm64 every kind of file on ARM kernels, under qemu-user (skips where that cannot be had)"
 	@echo "make test-all   the test suite on every Python from 3.10 to 3.13 that is found here"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove the virtual environment and what was built"
@@ -37,6 +38,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow $(PYTEST_FLAGS)
+
+test-arm64: $(STAMP)
+	$(PY) -m pytest -m arm64 tests/arm64 $(PYTEST_FLAGS)
 
 test-all:
 	@PYTEST_FLAGS="$(PYTEST_FLAGS)" tests/all_pythons.sh
