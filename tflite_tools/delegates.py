@@ -72,7 +72,7 @@ _ACCELERATORS = (
     ),
     _Accelerator(
         "Arm Ethos-U55 and U65",
-        "Vela 5.2.0, `vela --supported-ops-report` (https://pypi.org/project/ethos-u-vela/)",
+        "Vela 5.2.0, `vela --supported-ops-report` (PyPI: ethos-u-vela)",
         _listed(
             "ABS ADD ARG_MAX AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION CONV_2D DEPTHWISE_CONV_2D ELU EXP "
             "EXPAND_DIMS FULLY_CONNECTED GELU HARD_SWISH LEAKY_RELU LOG LOGISTIC MAXIMUM MAX_POOL_2D MEAN MINIMUM "
@@ -85,7 +85,7 @@ _ACCELERATORS = (
     ),
     _Accelerator(
         "Arm Ethos-U85",
-        "Vela 5.2.0, `vela --supported-ops-report` (https://pypi.org/project/ethos-u-vela/)",
+        "Vela 5.2.0, `vela --supported-ops-report` (PyPI: ethos-u-vela)",
         _listed(
             "ABS ADD ARG_MAX ASSIGN_VARIABLE AVERAGE_POOL_2D BATCH_MATMUL CAST CONCATENATION CONV_2D "
             "DEPTHWISE_CONV_2D DIV ELU EQUAL EXP EXPAND_DIMS FULLY_CONNECTED GATHER GELU GREATER GREATER_EQUAL "
