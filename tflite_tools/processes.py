@@ -121,21 +121,7 @@ class ChildRunner:
         code = self._process.wait()
         self._stderr.seek(0)
         said = self._stderr.read().decode("utf-8", errors="replace")[-2000:].strip()
-        name = None
-        if code < 0:
-            try:
-                name = signal.Signals(-code).name
-            except ValueError:
-                name = f"signal {-code}"
-        how = f"was killed by {name}" if name else f"ended with exit code {code}"
-        tail = f" Its last words: {said.splitlines()[-1]}" if said else ""
-        return ModelCrashError(
-            f"The child process {how} while {self._doing}. The file is broken, or hits a fault of the runtime; this "
-            f"process is unharmed.{tail}",
-            signal_name=name,
-            exit_code=code,
-            stderr=said,
-        )
+        return crash_error(code, self._doing, said)
 
     def close(self) -> None:
         """Ends the child."""
@@ -159,3 +145,28 @@ class ChildRunner:
 
 def _spec(entry: dict[str, Any]) -> TensorSpec:
     return TensorSpec(**{**entry, "shape": tuple(entry["shape"])})
+
+
+def crash_error(code: int, doing: str, stderr: str) -> ModelCrashError:
+    """The error for a child process that died.
+
+    Args:
+      code: its exit code; negative for a signal.
+      doing: what it was about, as in "while it ran the file".
+      stderr: what it said; the last line is quoted.
+    """
+    name = None
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+    how = f"was killed by {name}" if name else f"ended with exit code {code}"
+    tail = f" Its last words: {stderr.splitlines()[-1]}" if stderr else ""
+    return ModelCrashError(
+        f"The child process {how} while {doing}. The file is broken, or hits a fault of the runtime; this "
+        f"process is unharmed.{tail}",
+        signal_name=name,
+        exit_code=code,
+        stderr=stderr,
+    )

@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 from tflite_tools.benchmarking.result import BenchmarkResult, DelegateShare
 from tflite_tools.benchmarking.statistics import noise_warnings, summarize
 from tflite_tools.errors import ModelCrashError, UnsupportedModelError
+from tflite_tools.processes import crash_error
 from tflite_tools.runner import explain_refusal
 from tflite_tools.schema import parse
 
@@ -173,29 +173,11 @@ def run_child(module: str, content: bytes, request: dict[str, Any], time_limit_s
                 stderr=words,
             )
         if code != 0 or not answered.exists():
-            raise _crash(code, words)
+            raise crash_error(code, "it ran the file", words)
         answer = json.loads(answered.read_text(encoding="utf-8"))
     if "refused" in answer:
         raise UnsupportedModelError(explain_refusal(answer["refused"], content))
     return answer
-
-
-def _crash(code: int, words: str) -> ModelCrashError:
-    name = None
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-    how = f"was killed by {name}" if name else f"ended with exit code {code}"
-    tail = f" Its last words: {words.splitlines()[-1]}" if words else ""
-    return ModelCrashError(
-        f"The child process {how} while it ran the file. The file is broken, or hits a fault of the runtime; this "
-        f"process is unharmed.{tail}",
-        signal_name=name,
-        exit_code=code,
-        stderr=words,
-    )
 
 
 def _cores() -> int:
