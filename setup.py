@@ -37,8 +37,19 @@ EXAMPLES = [
     "mlxtend>=0.23",
     "ipykernel>=6",
 ]
+# Ray Data hands the shards of a cache to the workers of a cluster. About 400 MB, most of it Ray and pyarrow.
+RAY = ["ray[data]>=2.60,<3"]
+DOCS = [
+    # 2.0 is announced without plugins and themes, on which everything below is built.
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.7,<10",
+    "mkdocstrings>=1,<2",
+    "mkdocstrings-python>=2,<3",
+]
 DEV = [
     *EXAMPLES,
+    *DOCS,
+    *RAY,
     "pytest>=8",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
@@ -66,7 +77,14 @@ setup(
         "tflite_tools": ["py.typed", "templates/*"],
     },
     install_requires=INSTALL_REQUIRES,
-    extras_require={"report": REPORT, "micro": MICRO, "examples": EXAMPLES, "dev": DEV},
+    extras_require={
+        "report": REPORT,
+        "micro": MICRO,
+        "ray": RAY,
+        "examples": EXAMPLES,
+        "docs": DOCS,
+        "dev": DEV,
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",

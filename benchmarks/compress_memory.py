@@ -1,14 +1,13 @@
 """What a compression costs in memory: the peak for MobileNetV2, and whether ten calls in one process pile up.
 
     python benchmarks/compress_memory.py
-    python benchmarks/compress_memory.py --side=224 --json
+    python benchmarks/compress_memory.py --side=224 --output=/tmp/other
 
 Random images and weights: memory depends on shapes only. The peak is the process's own (`ru_maxrss`), with
 TensorFlow, whose import alone is printed beside it.
 """
 
 import gc
-import json
 import os
 import pathlib
 import resource
@@ -26,13 +25,14 @@ import numpy as np
 from absl import app, flags
 
 import keras_kd
+from benchmarks import common, compression_tables, stored
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("side", 96, "Pixels per side of MobileNetV2's input.", lower_bound=32)
 flags.DEFINE_integer("batch_size", 32, "Examples per step.", lower_bound=1)
 flags.DEFINE_integer("calls", 10, "Compressions of a small model in this process.", lower_bound=2)
 flags.DEFINE_string("recipe", "prune50-int8", "Name of the recipe.")
-flags.DEFINE_bool("json", False, "Print JSON instead of text.")
+flags.DEFINE_string("output", None, "Folder for the JSON file; by default benchmarks/results.")
 
 
 def resident_mib() -> float:
@@ -94,17 +94,14 @@ def main(_: list[str]) -> None:
         "peak_before_mobilenet_mib": round(before, 1),
         "peak_with_mobilenet_mib": round(peak_mib(), 1),
         "side": side,
+        "batch_size": FLAGS.batch_size,
         "seconds": round(time.monotonic() - begin, 1),
     }
-    if FLAGS.json:
-        print(json.dumps(result, indent=2))
-        return
-    print(f"small model, memory held after each of {len(held)} calls (MiB): {held}")
-    print(f"growth per call after the third: {'not measured' if growth is None else f'{growth:.2f} MiB'}")
-    print(
-        f"MobileNetV2 at {side}x{side}, batch {FLAGS.batch_size}: peak {result['peak_with_mobilenet_mib']} MiB "
-        f"(before it {result['peak_before_mobilenet_mib']} MiB), {result['seconds']} s"
-    )
+    folder = pathlib.Path(FLAGS.output) if FLAGS.output else stored.RESULTS
+    results = stored.Results("compress_memory", {"recipe": FLAGS.recipe, "side": side}, folder)
+    results.put("environment", common.environment())
+    results.put("run", result)
+    print(compression_tables.memory(results.entries))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """Does the teacher help while a student is compressed? The same recipe and steps, with it and without it.
 
-    KERAS_HOME=... python benchmarks/compress_with_teacher.py
-    KERAS_HOME=... python benchmarks/compress_with_teacher.py --recipe=prune90-int8 --seeds=3 --json
+    KERAS_HOME=... python benchmarks/compress_with_teacher.py                  # 5 seeds, resumable
+    KERAS_HOME=... python benchmarks/compress_with_teacher.py --seeds=1 --output=/tmp/other
+    python benchmarks/compress_with_teacher.py --table                         # only print what is there
 
-Fashion-MNIST (`keras.datasets.fashion_mnist`; offline where KERAS_HOME holds it). For every seed a student is
-trained on the labels, then compressed twice from those weights: on the labels alone, and with soft targets of
-the teacher. Accuracy is that of the int8 `.tflite` file on the 10,000 test images. `--teacher` names a saved
-Keras model of raw pixels 28x28x1 to 10 logits; without it one is trained first.
+Fashion-MNIST (`keras.datasets.fashion_mnist`; offline where KERAS_HOME holds it). For every seed a student of
+about 12 thousand parameters is trained, on the labels alone or by its teacher, then compressed from those weights on
+the same pixels in the same order: on the labels alone; with soft targets of the teacher at the defaults of `compress`;
+and with the settings that held-out training images chose. Accuracy is that of the int8 `.tflite` file on the 10,000
+test images. The teacher is `--teacher`, or the one in KERAS_KD_SHARED_DATA, or it is trained first.
 """
 
-import json
+import functools
+import itertools
 import os
 import pathlib
 import sys
@@ -27,133 +30,141 @@ from absl import app, flags
 
 import keras_kd
 import tflite_tools
-from keras_kd.losses import LogitsDistillation
+from benchmarks import common, common_fashion, common_methods, compression_tables, stored
+from keras_kd.losses import CorrelationDistillation
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("recipe", "prune75-int8", "Name of the recipe.")
-flags.DEFINE_integer("seeds", 5, "How many students.", lower_bound=1)
-flags.DEFINE_integer("examples", 10_000, "Training images used for the compression.")
-flags.DEFINE_integer("student_epochs", 4, "Epochs in which the student is trained before it is compressed.")
-flags.DEFINE_integer("epochs", 3, "Epochs of every phase of the compression.")
-flags.DEFINE_integer("batch_size", 100, "Examples per step.")
-flags.DEFINE_float("temperature", 3.0, "Of the soft targets.")
-flags.DEFINE_float("student_loss_weight", 0.1, "Share of the labels beside the teacher.")
-flags.DEFINE_string("teacher", None, "Path of a saved Keras teacher.")
-flags.DEFINE_bool("json", False, "Print JSON instead of the table.")
+_RECIPE = flags.DEFINE_string("recipe", "prune75-int8", "Name of the recipe.")
+_STARTS = flags.DEFINE_list("starts", ["labels", "teacher"], "What trained the students: labels, teacher.")
+_SEEDS = flags.DEFINE_integer("seeds", 5, "How many students.", lower_bound=1)
+_FIRST = flags.DEFINE_integer(
+    "first_seed", 0, "The first of the seeds: several processes may share the work."
+)
+_EXAMPLES = flags.DEFINE_integer("examples", 20_000, "Training images.")
+_VIEWS = flags.DEFINE_integer("views", 4, "Flipped and shifted views of each of them.")
+_STUDENT_EPOCHS = flags.DEFINE_integer("student_epochs", 20, "Epochs that train a student.")
+_EPOCHS = flags.DEFINE_integer("epochs", 3, "Epochs of every phase of the compression.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Examples per step.")
+_RATE = flags.DEFINE_float("learning_rate", 4e-3, "Of every phase; it falls to 0 along a cosine.")
+_TEACHER = flags.DEFINE_string("teacher", None, "A .keras file of 28x28x1 bytes to 10 logits.")
+_CACHE = flags.DEFINE_string("cache_dir", None, "Where students and the teacher's answers are kept.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the JSON file; by default benchmarks/results.")
+_TABLE = flags.DEFINE_bool("table", False, "Only print the table of what is there.")
 
-LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def convnet(width: int) -> keras.Model:
-    """Raw pixels to logits."""
-    layers = keras.layers
-    blocks: list[Any] = [keras.Input((28, 28, 1)), layers.Rescaling(1 / 255.0)]
-    for factor, strides in ((1, 1), (2, 2), (4, 2)):
-        blocks += [
-            layers.Conv2D(factor * width, 3, strides=strides, padding="same", use_bias=False),
-            layers.BatchNormalization(momentum=0.9),
-            layers.ReLU(),
-        ]
-    blocks += [layers.GlobalAveragePooling2D(), layers.Dense(8 * width, activation="relu"), layers.Dense(10)]
-    return keras.Sequential(blocks)
+# How each compression is taught; None is on the labels alone.
+WAYS: dict[str, dict[str, Any] | None] = {
+    "labels": None,
+    "defaults": {},
+    "chosen": {"distillation_losses": CorrelationDistillation(2.0, 2.0), "student_loss_weight": 0.5},
+}
 
 
-def trained(model: keras.Model, x: np.ndarray, y: np.ndarray, epochs: int) -> keras.Model:
-    """Adam with a cosine decay."""
-    steps = epochs * -(-len(x) // FLAGS.batch_size)
-    model.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(4e-3, steps)), LOSS, metrics=["accuracy"]
-    )
-    model.fit(x, y, batch_size=FLAGS.batch_size, epochs=epochs, verbose=0)
-    return model
+class Bench:
+    """Data, teacher and results of one call."""
 
+    def __init__(self, results: stored.Results):
+        self.results = results
+        folder = common.cache_dir(_CACHE.value)
+        x, y, self.x_test, self.y_test = common_fashion.images()
+        chosen = np.random.default_rng(0).permutation(len(x))[: _EXAMPLES.value]
+        teacher = common_fashion.teacher(_TEACHER.value, folder)
+        name = f"compress_{_EXAMPLES.value}x{_VIEWS.value}"
+        self.views = common_fashion.Views(teacher, x[chosen], y[chosen], _VIEWS.value, folder / name)
+        self._students = folder / name
+        self.results.put("environment", common.environment())
+        self.results.get_or_run(
+            "teacher", lambda: {"accuracy": common_fashion.accuracy(teacher, self.x_test, self.y_test)}
+        )
 
-def accuracy_of_file(
-    student: keras.Model, teacher: keras.Model | None, data: tuple[np.ndarray, ...], seed: int
-) -> float:
-    """Compresses, converts, and asks the file."""
-    x, y, x_test, y_test = data
-    compressed = keras_kd.compress(
-        student,
-        FLAGS.recipe,
-        x,
-        y,
-        teacher=teacher,
-        distillation_losses=LogitsDistillation(FLAGS.temperature) if teacher is not None else None,
-        student_loss_weight=FLAGS.student_loss_weight,
-        epochs=FLAGS.epochs,
-        batch_size=FLAGS.batch_size,
-        loss=LOSS,
-        # The same optimizer for both; the student's own ended at a rate of zero.
-        optimizer=keras.optimizers.Adam(1e-3),
-        metrics=["accuracy"],
-        seed=seed,
-        verbose=0,
-    )
-    outputs = tflite_tools.predict(compressed.to_tflite(), x_test)
-    return float(np.mean(np.asarray(outputs).argmax(-1) == y_test))
-
-
-def main(_: list[str]) -> None:
-    (x, y), (x_test, y_test) = keras.datasets.fashion_mnist.load_data()
-    order = np.random.default_rng(0).permutation(len(x))[: FLAGS.examples]
-    x, y = x[order, ..., None].astype("float32"), y[order].astype("int32")
-    x_test, y_test = x_test[..., None].astype("float32"), y_test.astype("int32")
-    if FLAGS.teacher:
-        teacher = keras.models.load_model(FLAGS.teacher)
-    else:
-        keras.utils.set_random_seed(1000)
-        teacher = trained(convnet(48), x, y, 8)
-    teacher_accuracy = float(np.mean(teacher.predict(x_test, verbose=0).argmax(-1) == y_test))
-    rows = []
-    for seed in range(FLAGS.seeds):
-        begin = time.monotonic()
+    def student(self, start: str, seed: int) -> keras.Model:
+        """A trained student; kept, so that an interrupted run goes on with the same one."""
+        path = self._students / f"{start}_{seed}_{_STUDENT_EPOCHS.value}x{_BATCH_SIZE.value}.keras"
+        if path.is_file():
+            return keras.models.load_model(path, compile=False)
         keras.utils.set_random_seed(seed)
-        student = trained(convnet(8), x, y, FLAGS.student_epochs)
-        before = float(np.mean(student.predict(x_test, verbose=0).argmax(-1) == y_test))
-        data = (x, y, x_test, y_test)
-        without = accuracy_of_file(student, None, data, seed)
-        with_teacher = accuracy_of_file(student, teacher, data, seed)
-        rows.append(
-            {"seed": seed, "student": before, "without_teacher": without, "with_teacher": with_teacher}
+        model = common_methods.STUDENTS["12k"]()
+        common_methods.train(
+            "alone" if start == "labels" else "soft_T2_no_labels",
+            model,
+            self.views,
+            epochs=_STUDENT_EPOCHS.value,
+            batch_size=_BATCH_SIZE.value,
+            learning_rate=4e-3,
+            temperature=2.0,
+            seed=seed,
         )
-        if not FLAGS.json:
-            print(
-                f"seed {seed}: student {before:.4f}, compressed without the teacher {without:.4f}, "
-                f"with it {with_teacher:.4f} ({time.monotonic() - begin:.0f} s)",
-                flush=True,
+        model.save(path)
+        return model
+
+    def measure_student(self, start: str, seed: int) -> dict[str, Any]:
+        """The start of every compression of this seed."""
+        model = self.student(start, seed)
+        found = common_fashion.accuracy(model, self.x_test, self.y_test)
+        return {"accuracy": found, "parameters": model.count_params()}
+
+    def compress(self, start: str, seed: int, way: str) -> dict[str, Any]:
+        """Compresses, converts, and asks the file."""
+        begin = time.monotonic()
+        teaching = WAYS[way]
+        data = self.views.batches(
+            "plain" if teaching is None else "cached", batch_size=_BATCH_SIZE.value, seed=seed
+        )
+        rate = keras.optimizers.schedules.CosineDecay(_RATE.value, _EPOCHS.value * len(data))
+        compressed = keras_kd.compress(
+            self.student(start, seed),
+            _RECIPE.value,
+            data,
+            epochs=_EPOCHS.value,
+            loss=common_fashion.LOSS,
+            optimizer=keras.optimizers.Adam(rate),
+            metrics=["accuracy"],
+            seed=seed,
+            verbose=0,
+            **({} if teaching is None else {"teacher": self.views.cache, **teaching}),
+        )
+        artifact = compressed.to_tflite()
+        file = np.asarray(tflite_tools.predict(artifact, self.x_test)).argmax(-1)
+        model = compressed.model.predict(self.x_test, batch_size=1000, verbose=0).argmax(-1)
+        return {
+            "accuracy": float(np.mean(file == self.y_test)),
+            "pruned_float_accuracy": common_fashion.accuracy(
+                compressed.float_model, self.x_test, self.y_test
+            ),
+            "qat_accuracy": float(np.mean(model == self.y_test)),
+            "agreement": float(np.mean(file == model)),
+            "size_bytes": artifact.size_bytes,
+            "gzip_bytes": artifact.gzip_bytes,
+            "seconds": time.monotonic() - begin,
+        }
+
+
+def settings() -> dict[str, Any]:
+    """What the figures depend on."""
+    names = ("recipe", "examples", "views", "student_epochs", "epochs", "batch_size", "learning_rate")
+    return {"data": "Fashion-MNIST", **{name: flags.FLAGS[name].value for name in names}}
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is not there yet, then prints the table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    if not {*_STARTS.value} <= {"labels", "teacher"}:
+        raise app.UsageError(f"--starts: unknown {', '.join(_STARTS.value)}")
+    folder = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else stored.RESULTS
+    results = stored.Results("compress_with_teacher", settings(), folder)
+    if not _TABLE.value:
+        bench = Bench(results)
+        for start, seed in itertools.product(_STARTS.value, range(_FIRST.value, _FIRST.value + _SEEDS.value)):
+            say = f"{start}, seed {seed}"
+            found = results.get_or_run(
+                f"{start}/student/{seed}", functools.partial(bench.measure_student, start, seed)
             )
-    summary: dict[str, dict[str, Any]] = {}
-    for column in ("student", "without_teacher", "with_teacher"):
-        values = np.array([row[column] for row in rows])
-        # With one seed there is no spread to speak of.
-        spread = float(values.std(ddof=1)) if len(values) > 1 else None
-        summary[column] = {"mean": float(values.mean()), "std": spread}
-    result = {
-        "dataset": "Fashion-MNIST",
-        "recipe": FLAGS.recipe,
-        "examples": FLAGS.examples,
-        "epochs": FLAGS.epochs,
-        "temperature": FLAGS.temperature,
-        "student_loss_weight": FLAGS.student_loss_weight,
-        "teacher_accuracy": teacher_accuracy,
-        "student_parameters": convnet(8).count_params(),
-        "runs": rows,
-        "summary": summary,
-    }
-    if FLAGS.json:
-        print(json.dumps(result, indent=2))
-        return
-    print(f"\n{FLAGS.recipe}, {FLAGS.seeds} seeds, teacher {100 * teacher_accuracy:.2f} %")
-    for column, text in (
-        ("student", "student before"),
-        ("without_teacher", "int8 file, labels alone"),
-        ("with_teacher", "int8 file, with the teacher"),
-    ):
-        spread = summary[column]["std"]
-        print(
-            f"{text:<30} {100 * summary[column]['mean']:6.2f} % ± {'-' if spread is None else f'{100 * spread:.2f}'}"
-        )
+            print(f"{say}, student: {100 * found['accuracy']:.2f} %", flush=True)
+            for way in WAYS:
+                found = results.get_or_run(
+                    f"{start}/{way}/{seed}", functools.partial(bench.compress, start, seed, way)
+                )
+                print(f"{say}, {way}: {100 * found['accuracy']:.2f} %", flush=True)
+    print(compression_tables.with_teacher(results.entries))
 
 
 if __name__ == "__main__":

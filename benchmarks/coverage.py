@@ -1,17 +1,22 @@
 """Which architectures go all the way: bridge, prune, quantization-aware training, int8 .tflite, and does it run.
 
     python benchmarks/coverage.py
-    python benchmarks/coverage.py --families=MobileNetV2,EfficientNetB0 --json
+    python benchmarks/coverage.py --families=MobileNetV2,EfficientNetB0 --again
+
+Every row is stored under benchmarks/results/ as soon as it is there; a second run shows what is stored and runs what
+is missing or stopped half-way. `--again` runs the named families anew.
 
 Sixteen families of keras.applications with random weights, 96x96x3 (NASNetMobile: 224), 10 logits. Every
 BatchNormalization first gets a scale that fits the data (see `settle`). Beside it stands what TF-MOT
 itself manages with the tf_keras.applications model of the same name.
 
-A family counts as "int8" when no operator of the file computes in float; a float island is named with the bytes
-of its float weights. SQNR compares the logits of the QAT model in Keras with those of the file. Each family runs
-in a process of its own.
+A family counts as "int8" when its file takes and gives int8 and no operator in it computes in float, but for islands:
+layers that the compression report says stay float. They are named below the row, with what they cost in bytes. SQNR
+compares the logits of the QAT model in Keras with those of the file, islands included. Each family runs in a process
+of its own.
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -21,31 +26,17 @@ import time
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if not __package__:  # run as a file: not this folder, whose tflite_tools.py would hide the package
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from absl import app, flags
 
-FAMILIES = (
-    "MobileNet",
-    "MobileNetV2",
-    "MobileNetV3Small",
-    "MobileNetV3Large",
-    "EfficientNetB0",
-    "EfficientNetV2B0",
-    "ResNet50",
-    "ResNet50V2",
-    "DenseNet121",
-    "NASNetMobile",
-    "Xception",
-    "InceptionV3",
-    "VGG16",
-    "ConvNeXtTiny",
-    "RegNetX002",
-    "ResNetRS50",
-)
+from benchmarks.coverage_table import FAMILIES, SPARSITY, page, table
+from benchmarks.stored import Results
+
 # Keras 3 has no constructor for these two; the tf_keras model itself is the student.
 TF_KERAS_ONLY = ("RegNetX002", "ResNetRS50")
-SQNR_GOAL_DB = 15.0
-SPARSITY = 0.5
+PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "coverage.md"
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("families", list(FAMILIES), "Which to run.")
@@ -53,6 +44,9 @@ flags.DEFINE_integer("images", 32, "Random images to train and calibrate on.", l
 flags.DEFINE_integer("batch_size", 8, "Images per training step.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Of weights, images and training.")
 flags.DEFINE_bool("tfmot", True, "Also try TF-MOT by itself.")
+flags.DEFINE_bool("again", False, "Run the families anew, also those whose row is stored.")
+flags.DEFINE_bool("run", True, "Run what is missing; --norun only prints what is stored.")
+flags.DEFINE_bool("page", False, "Also put the table of all families into docs/coverage.md.")
 flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 flags.DEFINE_string("one", None, "Used by the script itself: run this family here and print one JSON line.")
 
@@ -115,8 +109,8 @@ def settle(model: Any, x: Any) -> None:
     """Makes every BatchNormalization divide by its whole input's root mean square, and freezes it.
 
     Left as they are initialized, deep networks fade or explode. Normalizing channel by channel, a network of
-    random weights amplifies any difference from block to block (about 2 dB each in MobileNetV2, whatever its
-    cause), and the comparison of two correct programs would measure that.
+    random weights amplifies any difference from block to block, whatever its cause, and the comparison of two
+    correct programs would measure that.
     """
     import numpy as np
     import tensorflow as tf
@@ -168,7 +162,8 @@ def run_family(family: str) -> dict[str, Any]:
         step = "convert"
         artifact = compressed.to_tflite()
         row["bytes"] = artifact.size_bytes
-        row.update(float_part(artifact))
+        row["islands"] = islands(compressed.report)
+        row.update(float_part(artifact, row["islands"]))
         step = "run"
         comparison = tflite_tools.compare(compressed.model, artifact, x)
         row["runs"] = True
@@ -185,18 +180,29 @@ def run_family(family: str) -> dict[str, Any]:
     return row
 
 
-def float_part(artifact: Any) -> dict[str, Any]:
-    """Operators of the file that compute in float, counted by name, and the bytes of float weights."""
+def islands(report: Any) -> dict[str, str]:
+    """The layers that the report says stay float, each with the reason and the cost that it names."""
+    return {
+        layer.name: reason for layer in report.layers for reason in layer.reasons if "stays float" in reason
+    }
+
+
+def float_part(artifact: Any, named: dict[str, str]) -> dict[str, Any]:
+    """Operators of the file that compute in float, counted by kind, those outside named layers, and float bytes."""
     import tflite_tools
 
     found = tflite_tools.inspect(artifact)
-    counts: dict[str, int] = {}
+    counts: collections.Counter[str] = collections.Counter()
+    outside: collections.Counter[str] = collections.Counter()
     for operator in found.operators:
-        dtypes = {
-            found.tensors[number].dtype for number in (*operator.inputs, *operator.outputs) if number >= 0
-        }
-        if any("FLOAT" in str(dtype).upper() for dtype in dtypes):
-            counts[operator.name] = counts.get(operator.name, 0) + 1
+        tensors = [found.tensors[number] for number in (*operator.inputs, *operator.outputs) if number >= 0]
+        if not any("FLOAT" in str(tensor.dtype).upper() for tensor in tensors):
+            continue
+        counts[operator.name] += 1
+        # The ways into and out of an island belong to it.
+        door = bool(named) and operator.name in ("QUANTIZE", "DEQUANTIZE")
+        if not door and not any(name in tensor.name for name in named for tensor in tensors):
+            outside[operator.name] += 1
     float_bytes = sum(size for dtype, size in found.bytes_by_dtype.items() if "FLOAT" in str(dtype).upper())
     ends = {
         found.tensors[number].dtype
@@ -204,9 +210,10 @@ def float_part(artifact: Any) -> dict[str, Any]:
         for number in (*graph.inputs, *graph.outputs)
     }
     return {
-        "int8": not counts,
+        "int8": not outside,
         "int8_ends": all(str(dtype).upper() == "INT8" for dtype in ends),
-        "float_operators": counts,
+        "float_operators": dict(counts),
+        "float_outside_islands": dict(outside),
         "float_bytes": float_bytes,
     }
 
@@ -244,45 +251,6 @@ def tfmot_alone(family: str) -> dict[str, Any]:
     return outcome
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as text, and how many families pass each column."""
-
-    def mark(value: Any) -> str:
-        return "-" if value is None else ("yes" if value else "no")
-
-    header = (
-        f"{'family':18}{'parity':>9}{'pruned':>8}{'QAT':>5}{'int8':>6}{'runs':>6}{'SQNR dB':>9}{'KiB':>8}"
-    )
-    lines = [header + "  TF-MOT prunes/quantizes"]
-    for row in rows:
-        parity = "-" if row.get("parity") is None else f"{row['parity']:.0e}"
-        sparsity = "-" if row.get("sparsity") is None else f"{100 * row['sparsity']:.0f}%"
-        sqnr = "-" if row.get("sqnr_db") is None else f"{row['sqnr_db']:.1f}"
-        size = "-" if row.get("bytes") is None else f"{row['bytes'] / 1024:.0f}"
-        lines.append(
-            f"{row['family']:18}{parity:>9}{sparsity:>8}{mark(row.get('qat')):>5}{mark(row.get('int8')):>6}"
-            f"{mark(row.get('runs')):>6}{sqnr:>9}{size:>8}"
-            f"  {mark(row.get('tfmot_prunes'))}/{mark(row.get('tfmot_quantizes'))}"
-        )
-        if row["failed_at"]:
-            lines.append(f"    stopped at {row['failed_at']}: {row['reason']}")
-        if row.get("float_operators"):
-            islands = ", ".join(f"{count} {name}" for name, count in sorted(row["float_operators"].items()))
-            lines.append(f"    float in the file ({row['float_bytes']} bytes of weights): {islands}")
-    passed = {
-        "parity": sum(row.get("parity") is not None for row in rows),
-        "pruned": sum((row.get("sparsity") or 0) >= SPARSITY - 0.01 for row in rows),
-        "QAT": sum(bool(row.get("qat")) for row in rows),
-        "int8": sum(bool(row.get("int8")) and bool(row.get("int8_ends")) for row in rows),
-        "runs": sum(bool(row.get("runs")) for row in rows),
-        f"SQNR >= {SQNR_GOAL_DB:.0f} dB": sum((row.get("sqnr_db") or 0) >= SQNR_GOAL_DB for row in rows),
-        "TF-MOT prunes": sum(bool(row.get("tfmot_prunes")) for row in rows),
-        "TF-MOT quantizes": sum(bool(row.get("tfmot_quantizes")) for row in rows),
-    }
-    lines.append(f"of {len(rows)}: " + ", ".join(f"{name} {count}" for name, count in passed.items()))
-    return "\n".join(lines)
-
-
 def in_own_process(family: str) -> dict[str, Any]:
     """Runs one family in a fresh process, so that memory is returned and a crash ends one row only."""
     # As a module from the root: run as a file, the scripts beside this one would hide packages of their name.
@@ -308,11 +276,21 @@ def main(argv: list[str]) -> None:
     if FLAGS.one:
         print(json.dumps(run_family(FLAGS.one)))
         return
+    settings = {name: getattr(FLAGS, name) for name in ("images", "batch_size", "seed", "tfmot")}
+    results = Results("coverage", settings)
     rows = []
     for number, family in enumerate(FLAGS.families, 1):
-        print(f"[{number}/{len(FLAGS.families)}] {family} ...", file=sys.stderr, flush=True)
-        rows.append(in_own_process(family))
+        row = results.entries.get(family)
+        if FLAGS.run and (FLAGS.again or row is None or row["failed_at"]):
+            print(f"[{number}/{len(FLAGS.families)}] {family} ...", file=sys.stderr, flush=True)
+            row = in_own_process(family)
+            results.put(family, row)
+        if row is not None:
+            rows.append(row)
     print(json.dumps(rows, indent=2) if FLAGS.json else table(rows))
+    if FLAGS.page:
+        stored = [results.entries[family] for family in FAMILIES if family in results.entries]
+        PAGE.write_text(page(PAGE.read_text(), stored))
 
 
 if __name__ == "__main__":

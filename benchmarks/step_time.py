@@ -1,13 +1,12 @@
 """How long a training step takes: alone, under keras.distillation, and under keras_kd, in one interleaved run.
 
     python benchmarks/step_time.py                     # both pairs of networks
-    python benchmarks/step_time.py --pair=digits --repeats=30 --json
+    python benchmarks/step_time.py --pair=digits --repeats=30
 
 The ratios are what counts: seconds on a shared machine are not. Every repeat times a few steps of each variant
-in turn, and medians are taken over the repeats.
+in turn, and medians are taken over the repeats. The figures go to benchmarks/results/step_time.json.
 """
 
-import json
 import pathlib
 import statistics
 import sys
@@ -25,6 +24,7 @@ from absl import app, flags
 from keras import layers
 
 import keras_kd
+from benchmarks.stored import Results
 from keras_kd.losses import LogitsDistillation
 
 _PAIR = flags.DEFINE_enum("pair", "all", ["all", "digits", "mobilenet"], "Which pair of networks to time.")
@@ -32,7 +32,6 @@ _REPEATS = flags.DEFINE_integer(
     "repeats", 15, "Interleaved repeats; medians are taken over them.", lower_bound=3
 )
 _STEPS = flags.DEFINE_integer("steps", 4, "Steps per repeat and variant.", lower_bound=1)
-_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables.")
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -85,6 +84,7 @@ PAIRS: dict[str, dict[str, Any]] = {
         "batch": 128,
         "teacher": digits_teacher,
         "student": digits_student,
+        "tap": -1,  # keras.distillation needs equal widths, which only the last layers have here
     },
     "mobilenet": {
         "title": "MobileNetV2 1.0 teaches 0.35, 96x96x3, batch 32",
@@ -92,6 +92,7 @@ PAIRS: dict[str, dict[str, Any]] = {
         "batch": 32,
         "teacher": lambda: mobilenet(1.0),
         "student": lambda: mobilenet(0.35),
+        "tap": "out_relu",  # 3x3x1280 in both
     },
 }
 
@@ -123,6 +124,9 @@ def variants(pair: dict[str, Any]) -> tuple[dict[str, Callable[[], Any]], dict[s
         return run
 
     student = compiled(pair["student"]())
+    labels_alone = compiled(
+        keras_kd.Distiller(teacher, pair["student"](), LogitsDistillation(), student_loss_weight=1)
+    )
     forward = tf.function(lambda images: teacher(images, training=False), autograph=False)
     runner = keras_kd.Distiller(teacher, pair["student"](), LogitsDistillation())._runner
     runner.prepare()
@@ -130,10 +134,12 @@ def variants(pair: dict[str, Any]) -> tuple[dict[str, Callable[[], Any]], dict[s
     divergence = keras.losses.KLDivergence()
     theirs = keras.distillation
 
-    # keras.distillation needs equal widths, and the last layer is where the two networks have them.
+    def tapped_layer(model: keras.Model) -> str:
+        return model.layers[pair["tap"]].name if isinstance(pair["tap"], int) else pair["tap"]
+
     def named(package: Any, model: keras.Model) -> Any:
         return package.FeatureDistillation(
-            "mse", teacher_layer_name=teacher.layers[-1].name, student_layer_name=model.layers[-1].name
+            "mse", teacher_layer_name=tapped_layer(teacher), student_layer_name=tapped_layer(model)
         )
 
     def distillers(package: Any, cls: Any, logits: Any) -> tuple[keras.Model, keras.Model]:
@@ -151,6 +157,7 @@ def variants(pair: dict[str, Any]) -> tuple[dict[str, Callable[[], Any]], dict[s
     )
     steps = {
         "student alone, step": step_of(student),
+        "student alone in a keras_kd.Distiller, step": step_of(labels_alone),
         "teacher alone, forward": lambda: forward(x),
         "teacher folded, forward": lambda: folded(x),
         "keras.distillation, logits": step_of(keras_logits),
@@ -193,6 +200,10 @@ def ratios(ms: dict[str, float]) -> dict[str, tuple[float, float]]:
     return {
         "logits: keras_kd / keras.distillation": (ours / theirs, 0.8),
         "named layer: keras_kd / keras.distillation": (ours_named / theirs_named, 0.55),
+        "student: in a keras_kd.Distiller / as it is": (
+            ms["student alone in a keras_kd.Distiller, step"] / ms["student alone, step"],
+            1.0,
+        ),
         "teacher: folded / as given": (ms["teacher folded, forward"] / ms["teacher alone, forward"], 1.0),
         "overhead: keras_kd logits / (student step + folded teacher)": (ours / parts, 1.05),
     }
@@ -202,23 +213,20 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     keras.utils.set_random_seed(0)
-    results = {}
+    results = Results("step_time", {"repeats": _REPEATS.value, "steps": _STEPS.value})
     for name, pair in PAIRS.items():
         if _PAIR.value not in ("all", name):
             continue
         steps, parameters = variants(pair)
         ms = medians(steps, _REPEATS.value, _STEPS.value)
-        results[name] = {"parameters": parameters, "milliseconds": ms, "ratios": ratios(ms)}
-        if not _JSON.value:
-            print(
-                f"\n{pair['title']}; teacher {parameters['teacher']:,}, student {parameters['student']:,} parameters"
-            )
-            for variant, value in ms.items():
-                print(f"  {variant:<62}{value:9.1f} ms")
-            for what, (ratio, goal) in ratios(ms).items():
-                print(f"  {what:<62}{ratio:9.2f}    (goal: at most {goal})")
-    if _JSON.value:
-        print(json.dumps(results, indent=2))
+        results.put(name, {"parameters": parameters, "milliseconds": ms, "ratios": ratios(ms)})
+        print(
+            f"\n{pair['title']}; teacher {parameters['teacher']:,}, student {parameters['student']:,} parameters"
+        )
+        for variant, value in ms.items():
+            print(f"  {variant:<62}{value:9.1f} ms")
+        for what, (ratio, goal) in ratios(ms).items():
+            print(f"  {what:<62}{ratio:9.2f}    (goal: at most {goal})")
 
 
 if __name__ == "__main__":

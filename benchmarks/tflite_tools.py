@@ -1,6 +1,6 @@
 """Speed of tflite_tools, each row a ratio of two figures taken in turns in one run.
 
-    python benchmarks/tflite_tools.py [--rows=import,inspect,evaluate,latency] [--json]
+    python benchmarks/tflite_tools.py [--rows=import,inspect,...] [--json] [--store]
 
 Ratios are asked for and seconds are not: seconds belong to the machine. On a machine where others work at the same
 time the rows that use several cores come out too low.
@@ -21,15 +21,17 @@ import numpy as np
 from absl import app, flags
 
 # This file is named as the package is. Run as a script it would find itself instead, so its folder leaves the path.
-sys.path[:] = [
-    p for p in sys.path if pathlib.Path(p or ".").resolve() != pathlib.Path(__file__).resolve().parent
-]
+_FOLDER = pathlib.Path(__file__).resolve().parent
+sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if pathlib.Path(p or ".").resolve() != _FOLDER)]
 
 import tflite_tools
+from benchmarks.stored import Results
+from tflite_tools.benchmarking.host import device_name
 from tflite_tools.text_table import text_table
 
 ROWS = flags.DEFINE_list("rows", None, "Which rows to measure; default: all.")
 JSON = flags.DEFINE_boolean("json", False, "Print JSON instead of a table.")
+STORE = flags.DEFINE_boolean("store", False, "Also store the rows under benchmarks/results.")
 REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each side, taken in turns.", lower_bound=1)
 EXAMPLES = flags.DEFINE_integer("examples", 8000, "Examples for `evaluate`.", lower_bound=100)
 
@@ -128,6 +130,46 @@ def measure_evaluate() -> Row:
     )
 
 
+def measure_convert() -> Row:
+    """`convert` of a small model with the converter in its child process, once that runs, against in this process.
+
+    The first conversion also starts the child; `first_convert` times that.
+    """
+    import keras
+
+    model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(16, 3), keras.layers.Dense(10)])
+    apart, here = tflite_tools.convert(model), tflite_tools.convert(model, isolate=False)
+    if apart.content != here.content:
+        raise RuntimeError("The child process and this one gave different files.")
+    if apart.notes != here.notes:
+        print(f"Notes differ: {apart.notes} in the child, {here.notes} here.", file=sys.stderr)
+    ours, theirs = _in_turns(
+        lambda: tflite_tools.convert(model),
+        lambda: tflite_tools.convert(model, isolate=False),
+        2 * REPEATS.value,
+    )
+    ratio = ours / theirs
+    return Row("convert", ours, theirs, ratio, "at most 1.25 times the same in-process", ratio <= 1.25)
+
+
+_CONVERT_ONCE = """
+import keras, tflite_tools
+model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(16, 3), keras.layers.Dense(10)])
+tflite_tools.convert(model, isolate={})
+"""
+
+
+def measure_first_convert() -> Row:
+    """A new Python that imports Keras and converts one small model, with the converter in a child and without."""
+    ours, theirs = _in_turns(
+        _python(_CONVERT_ONCE.format(True)), _python(_CONVERT_ONCE.format(False)), REPEATS.value
+    )
+    ratio = ours / theirs
+    return Row(
+        "first_convert", ours, theirs, ratio, "at most one more import of TensorFlow: 2 times", ratio <= 2
+    )
+
+
 @functools.cache
 def _mobilenet() -> pathlib.Path:
     """MobileNet v1 1.0 at 224 in float32, 17 MB and more than 5 ms an inference; random weights cost the same."""
@@ -157,25 +199,36 @@ def measure_inspect() -> Row:
     )
 
 
-def measure_latency() -> Row:
-    """The host benchmark's latency against that of litert-benchmark, in turns; the fastest run of each counts.
-
-    Other work on the machine only ever adds time, so that the smallest figure of several turns is the one that the
-    two must agree on, on a quiet machine and on a busy one.
-    """
-    path = _mobilenet()
+def _litert_benchmark(path: pathlib.Path, num_runs: int, warmup_runs: int) -> dict[str, float]:
+    """What LiteRT's own command line measures, in milliseconds."""
     result = path.with_name("litert.json")
     command = [
         *(sys.executable, "-m", "ai_edge_litert.tools.benchmark_litert_model"),
-        *(f"--model={path}", "--num_runs=60", "--warmup_runs=20", f"--result_json={result}"),
+        *(
+            f"--model={path}",
+            f"--num_runs={num_runs}",
+            f"--warmup_runs={warmup_runs}",
+            f"--result_json={result}",
+        ),
     ]
+    subprocess.run(command, check=True, capture_output=True)
+    return json.loads(result.read_text())["latency"]
+
+
+def measure_latency() -> Row:
+    """The host benchmark's latency against that of litert-benchmark, in turns; the fastest run of each counts.
+
+    Other work on the machine only ever adds time, so that the smallest figure of many turns is the one that the two
+    must agree on, on a quiet machine and on a busy one. Fifteen turns were too few on a virtual machine: once they
+    differed by 2.6 %, where 36 turns gave 0.3 %.
+    """
+    path = _mobilenet()
     ours, theirs = [], []
-    for _ in range(3 * REPEATS.value):
+    for _ in range(8 * REPEATS.value):
         latency = tflite_tools.benchmark(path, num_runs=60, warmup_runs=20, interval=None).latency_us
         assert latency is not None and latency.min is not None
         ours.append(latency.min / 1e6)
-        subprocess.run(command, check=True, capture_output=True)
-        theirs.append(json.loads(result.read_text())["latency"]["min_ms"] / 1e3)
+        theirs.append(_litert_benchmark(path, 60, 20)["min_ms"] / 1e3)
     ratio = min(ours) / min(theirs)
     return Row(
         "latency",
@@ -187,11 +240,37 @@ def measure_latency() -> Row:
     )
 
 
+def measure_resolution() -> Row:
+    """How exactly the median of a model of some microseconds is known, against litert-benchmark's steps of 0.01 ms."""
+    import keras
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    path = tflite_tools.convert(model).save(pathlib.Path(tempfile.mkdtemp()) / "small.tflite")
+    latency = tflite_tools.benchmark(path, num_runs=2000).latency_us
+    assert latency is not None and latency.median_low is not None and latency.median_high is not None
+    step_ms = 0.01
+    theirs = _litert_benchmark(path, 2000, 20)
+    if any(abs(value / step_ms - round(value / step_ms)) > 1e-6 for value in theirs.values()):
+        raise RuntimeError(f"litert-benchmark no longer rounds to {step_ms} ms: {theirs}")
+    ours_s, theirs_s = (latency.median_high - latency.median_low) / 2e6, step_ms / 1e3
+    return Row(
+        "resolution",
+        ours_s,
+        theirs_s,
+        ours_s / theirs_s,
+        "finer than litert-benchmark's 0.01 ms",
+        ours_s < theirs_s,
+    )
+
+
 MEASUREMENTS: dict[str, Callable[[], Row]] = {
     "import": measure_import,
     "inspect": measure_inspect,
     "evaluate": measure_evaluate,
+    "convert": measure_convert,
+    "first_convert": measure_first_convert,
     "latency": measure_latency,
+    "resolution": measure_resolution,
 }
 
 
@@ -203,9 +282,12 @@ def main(argv: list[str]) -> None:
     if unknown:
         raise app.UsageError(f"--rows: unknown {unknown}; there are {list(MEASUREMENTS)}.")
     rows = []
+    stored = Results("tflite_tools", {"device": device_name()}) if STORE.value else None
     for name in wanted:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         rows.append(MEASUREMENTS[name]())
+        if stored is not None:
+            stored.put(name, dataclasses.asdict(rows[-1]))
     if JSON.value:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return

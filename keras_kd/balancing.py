@@ -75,6 +75,18 @@ class GradientBalanced(Schedule):
         return {"ratio": self.ratio, "momentum": self.momentum, "initial": self.initial}
 
 
+# Compression trains by a step of its own, which measures no gradients.
+BALANCED_REFUSAL = (
+    "distillation_loss_weights holds a GradientBalanced, which compression cannot take: its weight is measured in "
+    "the Distiller's training step. Give numbers or other schedules."
+)
+
+
+def holds_balanced(weights: Any) -> bool:
+    """Whether weights as the user gives them (one, a list, a dict, None) hold a `GradientBalanced`."""
+    return any(isinstance(weight, GradientBalanced) for weight in keras.tree.flatten(weights))
+
+
 def balanced_weights(
     names: Sequence[str], weights: Sequence[Any], student_loss_weight: Any
 ) -> dict[str, GradientBalanced]:

@@ -12,24 +12,30 @@ from keras_kd import distiller_checks as checks
 from keras_kd import distiller_config
 from keras_kd.balancing import balanced_weights, rebalance
 from keras_kd.callbacks import FitLength, add_callback
+from keras_kd.distributed import MultiWorkerFit
 from keras_kd.errors import raise_all
+from keras_kd.normalization import quick_to_train
 from keras_kd.objective import DistillationObjective
 from keras_kd.output_kinds import seen_kinds
 from keras_kd.probing import first_inputs
 from keras_kd.schedules import Schedule, value_at
-from keras_kd.taps import TappedModel
 from keras_kd.teachers import targets as teacher_targets
+from keras_kd.teachers.epochs import epochs_of_fit
 from keras_kd.teachers.runner import TeacherRunner, as_teacher, fingerprint, is_cache, network_of
+from keras_kd.trackers import LossMean
 
 Tensor = Any
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class Distiller(keras.Model):
+class Distiller(MultiWorkerFit):
     """Trains a student on labels and on what a teacher says, with the whole of Keras's `fit`.
 
     total_loss = student_loss_weight * student_loss + (1 - student_loss_weight) * sum(weight_i * loss_i)
     plus the student's own regularizers and `add_loss` terms, which keep their strength.
+
+    On a CPU the student's BatchNormalization layers train by one operation of TensorFlow each, and the teacher's are
+    folded into the layers before them: the same numbers up to the rounding of float32, sooner.
 
     Args:
       teacher: a `keras.Model`, a list of them, a `TeacherEnsemble`, a `MovingAverageTeacher` or a `TeacherCache`.
@@ -107,15 +113,15 @@ class Distiller(keras.Model):
         self._balanced = balanced_weights(objective.names, objective.weights, student_loss_weight)
         objective.bind(network_of(teacher), student, adapter_shapes=_adapter_shapes)
         self._hold_teacher(teacher)
-        self._tapped_student = TappedModel(student, objective.student_layer_names)
+        self._tapped_student = quick_to_train(student, objective.student_layer_names)
         self.distillation_losses = list(objective.losses)
         self.distillation_loss_weights = list(objective.weights)
         self.adapters = list(objective.adapters.values())
 
-        self.student_loss_tracker = keras.metrics.Mean(name="student_loss")
-        self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
-        self.total_loss_tracker = keras.metrics.Mean(name="total_loss")
-        self.named_loss_trackers = [keras.metrics.Mean(name=loss_name) for loss_name in objective.names]
+        self.student_loss_tracker = LossMean(name="student_loss")
+        self.distillation_loss_tracker = LossMean(name="distillation_loss")
+        self.total_loss_tracker = LossMean(name="total_loss")
+        self.named_loss_trackers = [LossMean(name=loss_name) for loss_name in objective.names]
         self._make_fit_length()
         self.built = student.built
 
@@ -205,15 +211,17 @@ class Distiller(keras.Model):
         """The student's output names, by which losses and metrics of several outputs are given."""
         return self.student.output_names
 
-    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """`keras.Model.fit`; `y` may be left out with `student_loss_weight=0`."""
-        self._prepare_teacher()
-        x = self._look_at(x)
-        if self._fit_length is not None:
-            arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
-            arguments["callbacks"] = add_callback(arguments.get("callbacks"), FitLength(self._fit_length))
+        arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        with epochs_of_fit(self._runner.teacher, arguments) as follower:
+            self._prepare_teacher()
+            arguments["x"] = self._look_at(x)
+            length = FitLength(self._fit_length) if self._fit_length is not None else None
+            for extra in (length, follower):
+                if extra is not None:
+                    arguments["callbacks"] = add_callback(arguments.get("callbacks"), extra)
             return super().fit(**arguments)
-        return super().fit(x, y, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.train_on_batch`."""
@@ -410,7 +418,7 @@ class Distiller(keras.Model):
 
     def _track(self, x: Any, **values: Any) -> None:
         replicas = self.distribute_strategy.num_replicas_in_sync
-        batch = ops.shape(keras.tree.flatten(x)[0])[0]
+        batch = ops.cast(ops.shape(keras.tree.flatten(x)[0])[0], "float32")
         for tracker in self._trackers:
             if tracker.name in values:
                 tracker.update_state(values[tracker.name] * replicas, sample_weight=batch)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from keras_kd.taps import has_graph
+from keras_kd.taps import has_graph, overrides_call
 
 OutputKind = Literal["logits", "softmax", "sigmoid"]
 
@@ -53,6 +53,8 @@ def seen_kinds(model: Any) -> list[OutputKind | None]:
       >>> seen_kinds(softmax)
       ['softmax']
     """
+    if isinstance(model, keras.Model) and overrides_call(model):
+        return []
     if isinstance(model, keras.Sequential):
         for layer in reversed(model.layers):
             if not isinstance(layer, _TRANSPARENT):

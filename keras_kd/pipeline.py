@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_kd.balancing import BALANCED_REFUSAL, holds_balanced
 from keras_kd.compression.recipe import CompressionRecipe
 from keras_kd.defaults import compiled_setting, default_loss
 from keras_kd.errors import raise_all
@@ -100,7 +101,7 @@ def distill_to_tflite(
       compress_epochs: passes over the data in each phase of compression; a third of `epochs` if None.
       batch_size: for arrays.
       distillation_losses: as in `Distiller`; `LogitsDistillation()` if None.
-      distillation_loss_weights: as in `Distiller`.
+      distillation_loss_weights: as in `compress`.
       student_loss_weight: weight of the labels' loss, in [0, 1].
       loss: loss on the labels; the student's compiled one, or crossentropy that fits the labels, if None.
       optimizer: optimizer of the distillation; the student's compiled one, or Adam at 1e-3, if None.
@@ -135,6 +136,8 @@ def distill_to_tflite(
     """
     recipe = CompressionRecipe.from_name(recipe) if isinstance(recipe, str) else recipe
     folder = pathlib.Path(output_dir) if output_dir is not None else None
+    if holds_balanced(distillation_loss_weights):
+        raise ValueError(BALANCED_REFUSAL)
     _check(teacher, student, x, y, validation_data, test_data, epochs, compress_epochs, batch_size, folder)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is known before the work

@@ -118,9 +118,7 @@ class Stages:
     def convert(self) -> None:
         """Make the file, and judge the file itself."""
         self.clock.start("converting, checking and measuring the .tflite")
-        metadata: dict[str, Any] = {"recipe": str(self.recipe), "seed": self.seed}
-        if self.class_names is not None:
-            metadata["class_names"] = list(self.class_names)
+        metadata = None if self.class_names is None else {"class_names": list(self.class_names)}
         self.artifact = artifact = self.compressed.to_tflite(self.calibration, metadata=metadata)
         x, y = self.test_data
         self.agreement = tflite_tools.compare(self.compressed.model, artifact, x)

@@ -5,7 +5,7 @@ A tap is the name of a layer (or of an operation such as an addition) of a Funct
 more than once, its name means the first call and `"name:1"` the second.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -24,6 +24,8 @@ class TappedModel:
     Args:
       model: any `keras.Model`; with `layer_names`, a Functional or Sequential one that is built.
       layer_names: the taps; may be empty.
+      replace: None, or a callable from each layer or operation of the graph, those of nested models included, to the
+        one that is called in its place (itself, to leave it).
 
     Raises:
       UnknownNameError: a name does not exist; the message lists the nearest ones.
@@ -37,10 +39,13 @@ class TappedModel:
       ((5, 2), {'hidden': (5, 4)})
     """
 
-    def __init__(self, model: Any, layer_names: Iterable[str] = ()):
+    def __init__(
+        self, model: Any, layer_names: Iterable[str] = (), *, replace: Callable[[Any], Any] | None = None
+    ):
         self.model = model
         self.layer_names = tuple(dict.fromkeys(layer_names))
-        self._graph = tap_graph(model, self.layer_names) if self.layer_names else None
+        wanted = self.layer_names or replace is not None
+        self._graph = tap_graph(model, self.layer_names, replace=replace) if wanted else None
 
     @property
     def feature_shapes(self) -> dict[str, Any]:
@@ -70,6 +75,18 @@ def has_graph(model: Any) -> bool:
     return bool(getattr(model, "inputs", None)) and bool(getattr(model, "outputs", None))
 
 
+def overrides_call(model: Any) -> bool:
+    """Whether a model is run by Python code of its own class: also a Functional model's class may override `call`."""
+    call = type(model).call
+    is_kerass = call.__module__.partition(".")[0] == "keras"
+    return not (is_kerass and call.__qualname__ in ("Functional.call", "Sequential.call"))
+
+
+def follows_graph(model: Any) -> bool:
+    """Whether calling the model runs its graph of layers and nothing else."""
+    return isinstance(model, keras.Model) and has_graph(model) and not overrides_call(model)
+
+
 def _children(model: Any) -> dict[str, Any]:
     """Everything in a model's graph that produces a tensor, by name, in order."""
     operations = model.layers if isinstance(model, keras.Sequential) else model.operations
@@ -86,7 +103,7 @@ def tap_candidates(model: Any, *, prefix: str = "") -> list[str]:
       ['inner', 'inner/dense', 'relu']
     """
     names: list[str] = []
-    if not has_graph(model):
+    if not follows_graph(model):
         return names
     for name, child in _children(model).items():
         if isinstance(child, keras.layers.InputLayer):
@@ -104,17 +121,17 @@ def _require_graph(model: Any, path: str, name: str) -> None:
             f"The tap {name!r} goes inside {path!r}, which is a {type(model).__name__} layer: only the layers of "
             "Functional and Sequential models can be tapped. Tap the layer as a whole."
         )
-    if has_graph(model):
+    if follows_graph(model):
         return
-    if isinstance(model, keras.Sequential):
+    if isinstance(model, keras.Sequential) and not has_graph(model):
         raise TapError(
             f"The tap {name!r} cannot be reached: {where} is a Sequential model that has not been built. Begin it "
             "with a keras.Input, or call it on a batch first."
         )
     raise TapError(
         f"The tap {name!r} cannot be reached: {where} is a subclassed model, whose layers are called by Python code "
-        "and form no graph that could be followed. Use a Functional or Sequential model, or a loss on the outputs "
-        "(LogitsDistillation), which works with every model."
+        f"({type(model).__name__}.call) and form no graph that could be followed. Use a Functional or Sequential "
+        "model, or a loss on the outputs (LogitsDistillation), which works with every model."
     )
 
 
@@ -131,7 +148,9 @@ def _call_index(head: str, children: dict[str, Any]) -> tuple[str, int]:
     return head, 0
 
 
-def tap_graph(model: Any, names: Sequence[str], *, path: str = "") -> keras.Model:
+def tap_graph(
+    model: Any, names: Sequence[str], *, path: str = "", replace: Callable[[Any], Any] | None = None
+) -> keras.Model:
     """A Functional model over the same layers whose outputs are {_OUTPUTS: outputs, "tap name": feature}."""
     for name in names:
         _require_graph(model, path, f"{path}/{name}" if path else name)
@@ -146,7 +165,7 @@ def tap_graph(model: Any, names: Sequence[str], *, path: str = "") -> keras.Mode
             )
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     outputs = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
-    if all("/" not in name and name in children for name in names):
+    if replace is None and all("/" not in name and name in children for name in names):
         try:
             # The quick way adds nothing to the model. `layer.output` is the layer's first call, which belongs to
             # another model where the layer was taken from one: then the graph is not connected, and Keras says so.
@@ -154,10 +173,16 @@ def tap_graph(model: Any, names: Sequence[str], *, path: str = "") -> keras.Mode
             return keras.Model(inputs, {_OUTPUTS: outputs, **taps}, name=f"{model.name}_tapped")
         except (ValueError, AttributeError):
             pass
-    return _retraced(model, names, children, path)
+    return _retraced(model, names, children, path, replace)
 
 
-def _retraced(model: Any, names: Sequence[str], children: dict[str, Any], path: str) -> keras.Model:
+def _retraced(
+    model: Any,
+    names: Sequence[str],
+    children: dict[str, Any],
+    path: str,
+    replace: Callable[[Any], Any] | None,
+) -> keras.Model:
     """The same, by calling the model's layers once more on symbolic inputs and looking at what goes by."""
     wanted: dict[str, dict[int, list[str]]] = {}
     for name in names:
@@ -171,13 +196,13 @@ def _retraced(model: Any, names: Sequence[str], children: dict[str, Any], path: 
         calls[operation.name] = index + 1
         here = wanted.get(operation.name, {}).get(index, [])
         inner = [_split(name)[1] for name in here if "/" in name]
-        if inner:
+        if inner or (replace is not None and follows_graph(operation)):
             inner_path = f"{path}/{operation.name}" if path else operation.name
-            results = tap_graph(operation, inner, path=inner_path)(*args, **kwargs)
+            results = tap_graph(operation, inner, path=inner_path, replace=replace)(*args, **kwargs)
             found.update({name: results[_key(_split(name)[1])] for name in here if "/" in name})
             result = results[_OUTPUTS]
         else:
-            result = operation(*args, **kwargs)
+            result = (operation if replace is None else replace(operation))(*args, **kwargs)
         found.update({name: result for name in here if "/" not in name})
         return result
 

@@ -2,12 +2,21 @@
 
 import os
 import pathlib
+import signal
+import threading
 
 # Before TensorFlow is imported anywhere: no GPU probing, no oneDNN reordering of sums between runs.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import pytest
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so would every program that a test interrupts.
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    and threading.current_thread() is threading.main_thread()
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Programs that tests run on the other side of a wire; doctest collection would import them.
 collect_ignore = ["arm64/run_on_arm.py", "tflite_tools/device_benchmark.py"]

@@ -1,4 +1,4 @@
-"""The README's code runs, block after block, as a newcomer would type it."""
+"""What a newcomer types first: the page "Get started", block after block and command after command."""
 
 import os
 import pathlib
@@ -7,25 +7,29 @@ import shlex
 import subprocess
 import sys
 
-README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+GET_STARTED = ROOT / "docs" / "get_started.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.M | re.S)
+def blocks(page: pathlib.Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
-def test_code_and_commands_run(tmp_path: pathlib.Path):
-    environment = {**os.environ, "MPLBACKEND": "Agg"}
-    code = "\n".join(blocks("python"))
+def run(arguments: list[str], folder: pathlib.Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "MPLBACKEND": "Agg"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, f"{arguments}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def test_code_and_commands_run(tmp_path: pathlib.Path):
+    run(["-c", "\n".join(blocks(GET_STARTED, "python"))], tmp_path)
     for name in (
         "student.keras",
         "student.tflite",
@@ -35,25 +39,23 @@ def test_code_and_commands_run(tmp_path: pathlib.Path):
     ):
         assert (tmp_path / name).stat().st_size > 0, name
 
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    lines = "\n".join(blocks(GET_STARTED, "bash")).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("python -m")]
     assert len(commands) >= 4
     for command in commands:
-        done = subprocess.run(
-            [sys.executable, *command[1:]],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        run(command[1:], tmp_path)
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"student.keras", "student.tflite", "report.html", "report.json", "model.h", "model.cc"} <= written
 
 
 def test_make_commands_exist():
-    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
-    asked = set(re.findall(r"^make ([\w-]+)", "\n".join(blocks("bash")), flags=re.M))
-    assert asked == {"demo", "test"}
-    assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in asked)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page in (README, GET_STARTED):
+        asked = set(re.findall(r"^make ([\w-]+)", "\n".join(blocks(page, "bash")), flags=re.M))
+        assert {"demo", "test"} <= asked
+        assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in asked)
+
+
+def test_the_example_stays_short():
+    (example,) = blocks(README, "python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 15

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tflite_tools.inspection import inspect
     from tflite_tools.interpreter import predict
     from tflite_tools.report import Report, Stage
+    from tflite_tools.report_building import report_of_models
 
 # Where each public name lives. A name is imported when it is first used, which keeps the import of
 # the package itself in milliseconds.
@@ -37,6 +38,7 @@ _HOMES = {
     "app_code": "app_source",
     "Report": "report",
     "Stage": "report",
+    "report_of_models": "report_building",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "inspect",
     "load",
     "predict",
+    "report_of_models",
 ]
 
 

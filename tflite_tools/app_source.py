@@ -10,6 +10,20 @@ from tflite_tools.app_source_android import java, kotlin, kotlin_compiled_model
 from tflite_tools.errors import nearest
 from tflite_tools.interpreter import ArtifactLike, as_artifact
 
+# Words that begin or name something in one of the languages, and the classes that the code itself uses.
+_RESERVED = (
+    "abstract", "as", "assert", "boolean", "break", "byte", "case", "catch", "char", "class", "companion",
+    "const", "continue", "default", "defer", "delete", "do", "double", "else", "enum", "explicit", "extends",
+    "extension", "false", "final", "finally", "float", "for", "fun", "func", "goto", "guard", "if", "implements",
+    "import", "in", "init", "inout", "instanceof", "int", "interface", "internal", "is", "let", "long",
+    "namespace", "native", "new", "nil", "null", "object", "operator", "override", "package", "private",
+    "protected", "protocol", "public", "repeat", "return", "self", "short", "signed", "sizeof", "static",
+    "struct", "subscript", "super", "switch", "template", "this", "throw", "throws", "true", "try", "typealias",
+    "typedef", "typename", "union", "unsigned", "using", "val", "var", "virtual", "void", "volatile", "when",
+    "where", "while", "accelerator", "autocloseable", "bundle", "bytebuffer", "byteorder", "compiledmodel",
+    "context", "data", "fileinputstream", "filechannel", "floatarray", "interpreter", "string",
+)  # fmt: skip
+
 
 def app_code(
     artifact: ArtifactLike, language: str, *, file_name: str = "model.tflite", class_name: str = "Model"
@@ -45,6 +59,10 @@ def app_code(
         )
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", class_name):
         raise ValueError(f"class_name must be an identifier, got {class_name!r}.")
+    if class_name.lower() in _RESERVED:
+        raise ValueError(
+            f"class_name must not be a word of the language or a class that the code uses, got {class_name!r}."
+        )
     if not re.fullmatch(r"[\w.\- ]+", file_name):
         raise ValueError(f"file_name must be a plain file name, got {file_name!r}.")
     return LANGUAGES[language](app_facts(as_artifact(artifact), file_name, class_name))

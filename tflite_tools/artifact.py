@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tflite_tools.errors import InvalidModelError
-from tflite_tools.flatbuffer import Table, add_metadata, read_metadata
+from tflite_tools.file_facts import read_metadata
+from tflite_tools.metadata_writer import add_metadata
 
 METADATA_NAME = "tflite_tools"
 
@@ -154,7 +155,6 @@ def load(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> TFL
             )
         content = path.read_bytes()
     try:
-        Table.root(content).scalar(0, "<I")
         record = _read_record(content)
     except InvalidModelError as error:
         raise InvalidModelError(f"{path or 'The model'}: {error}") from None

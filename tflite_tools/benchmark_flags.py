@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import pathlib
 import sys
 from typing import Any
 
@@ -89,6 +91,11 @@ def target_options(values: Any, target: str) -> dict[str, Any]:
     ]
     if wrong:
         raise ValueError(f"{'; '.join(wrong)}; --target is {target}.")
+    if values.picture:
+        problems: list[str] = []
+        check_picture(values.picture, problems)
+        if problems:
+            raise ValueError(f"{'; '.join(problems)}.")
     options = {
         name: getattr(values, name)
         for name, targets in _READ_BY.items()
@@ -100,11 +107,21 @@ def target_options(values: Any, target: str) -> dict[str, Any]:
     return options
 
 
+def check_picture(path: str, problems: list[str]) -> None:
+    """Adds what keeps a picture from being drawn, before anything is measured for it.
+
+    Raises:
+      ImportError: matplotlib is missing.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("The picture needs matplotlib: pip install 'keras-kd[report]'")
+    if pathlib.Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
+        problems.append(f"a picture's name ends in .png, .svg or .pdf, got {path!r}")
+
+
 def write_pictures(values: Any) -> None:
     """Draws what was asked for beside the result."""
     if values.picture:
-        import pathlib
-
         from tflite_tools.benchmarking.memory_timeline import write_memory_picture
 
         write_memory_picture(pathlib.Path(values.model).read_bytes(), values.picture)

@@ -32,6 +32,7 @@ def c_array(
 
     Raises:
       ValueError: name is no C identifier.
+      FileExistsError: with `firmware`, the folder holds a README.md that is somebody else's.
       UnsupportedModelError: with `firmware`, TFLite Micro cannot run the file; the message says why.
 
     Example:
@@ -46,6 +47,8 @@ def c_array(
         raise ValueError(f"name: expected a C identifier (letters, digits, underscores), got {name!r}.")
     artifact = as_artifact(artifact)
     folder = pathlib.Path(directory)
+    if firmware:
+        _check_readme(folder / "README.md")
     extra = _firmware(artifact.content, name) if firmware else {}
     folder.mkdir(parents=True, exist_ok=True)
     header, source = folder / f"{name}.h", folder / f"{name}.cc"
@@ -54,6 +57,18 @@ def c_array(
     for file_name, text in extra.items():
         (folder / file_name).write_text(text, encoding="utf-8")
     return header, source
+
+
+def _check_readme(path: pathlib.Path) -> None:
+    from tflite_tools.firmware import README_TITLE
+
+    if (
+        path.exists()
+        and README_TITLE not in path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    ):
+        raise FileExistsError(
+            f"{path} is there already and is not from this command; name another directory (--output_dir)."
+        )
 
 
 def _firmware(content: bytes, name: str) -> dict[str, str]:

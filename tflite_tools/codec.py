@@ -1,6 +1,7 @@
 """Arrays through a pipe, without pickle: what a child process says is data, never code."""
 
 import json
+import os
 import struct
 from typing import IO, Any
 
@@ -61,6 +62,14 @@ def read_message(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, np.ndarra
                 shape
             )
     return message["header"], arrays
+
+
+def pipes_of_child() -> tuple[IO[bytes], IO[bytes]]:
+    """In a child process: where requests come in and answers go out."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    # Native code prints to stdout; that must not end up among the answers.
+    os.dup2(2, 1)
+    return requests, answers
 
 
 def _exactly(stream: IO[bytes], count: int) -> bytearray:

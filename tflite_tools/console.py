@@ -59,6 +59,9 @@ def _duplicate(number: int) -> int | None:
         return None
 
 
+# What a library logs for information only, with the marks of absl and of Python's logging. Programs that run under absl
+# see such lines of TensorFlow's that others do not.
+_INFORMATION = re.compile(r"^(?:I\d{4} [\d:.]+\s+\d+ [\w./-]+:\d+\] |INFO:)")
 # Lines that say nothing about the model: progress, the machine's devices, the converter's own bookkeeping.
 _NOISE = re.compile(
     r"^\s*$|cuInit|CUDA|cuda|cuDNN|cuBLAS|TensorRT|absl::InitializeLog|computation_placer|oneDNN"
@@ -71,9 +74,7 @@ _NOISE = re.compile(
     r"|MLIR crash reproducer|Skipping runtime version metadata"
     r"|without training|untraced functions|grappler|Skipping full serialization",
 )
-_PREFIX = re.compile(
-    r"^(?:[WEI]\d{4} [\d:.]+\s+\d+ [\w./-]+:\d+\] |WARNING:(?:absl|tensorflow):|warning: |INFO:\w+:)"
-)
+_PREFIX = re.compile(r"^(?:[WE]\d{4} [\d:.]+\s+\d+ [\w./-]+:\d+\] |WARNING:(?:absl|tensorflow):|warning: )")
 
 
 def remarks(text: str) -> tuple[str, ...]:
@@ -82,10 +83,12 @@ def remarks(text: str) -> tuple[str, ...]:
     Example:
       >>> remarks("fully_quantize: 0, inference_type: 6\nwarning: Weight 'a' is all zeros\n")
       ("Weight 'a' is all zeros",)
+      >>> remarks("I1124 14:40:55.100000 139 sharding_util.py:56] Sharding callback duration: 6 microseconds")
+      ()
     """
     found: dict[str, None] = {}
     for line in text.splitlines():
-        if _NOISE.search(line):
+        if _INFORMATION.match(line) or _NOISE.search(line):
             continue
         stripped = _PREFIX.sub("", line).strip()
         # Stack dumps and dumps of the whole graph are for the log, not for a person.

@@ -10,9 +10,17 @@ from typing import Any
 from tflite_tools.artifact import TFLiteArtifact, embed
 from tflite_tools.calibration import Calibration, check_calibration
 from tflite_tools.console import captured_console, remarks
+from tflite_tools.converter import (
+    Answer,
+    Request,
+    convert_apart,
+    convert_here,
+    described,
+    start_early,
+)
 from tflite_tools.errors import CalibrationError, ConversionError, nearest
-from tflite_tools.failures import explain_failure
-from tflite_tools.flatbuffer import tensor_types
+from tflite_tools.failures import explain_crash, explain_failure
+from tflite_tools.file_facts import tensor_types
 from tflite_tools.integer_only import check_integer_only
 from tflite_tools.keras_sources import keras_inputs
 from tflite_tools.preprocessing import Preprocessing, as_preprocessing
@@ -41,6 +49,8 @@ def convert(
     signatures: Any = None,
     include_preprocessing: Any = None,
     metadata: Mapping[str, Any] | bool | None = None,
+    sparse_encoding: bool = False,
+    isolate: bool = True,
 ) -> TFLiteArtifact:
     """Converts a model to a .tflite file in memory.
 
@@ -65,6 +75,12 @@ def convert(
       metadata: anything JSON can hold, embedded in the file and read back by `load`: class_names,
         input_scaling, ... (recipe, seed, dataset and teacher become part of the provenance). False embeds
         nothing, not even the provenance.
+      sparse_encoding: store the weights of pruned layers without their zeros (the converter's
+        EXPERIMENTAL_SPARSITY). With TensorFlow 2.21 such a file runs if its weights are float32 or float16; files of
+        int8 weights do not run. `keras_kd.CompressedModel.to_tflite` checks that.
+      isolate: run TensorFlow's converter in a child process, so that a crash in its native code is a
+        ConversionError here. The child is kept for further conversions, and ends when it has had none for two
+        minutes. False runs it in this process.
 
     Returns:
       The artifact, with its provenance; `notes` holds what the converter had to say about the model.
@@ -82,6 +98,8 @@ def convert(
       ('float16', ('cat', 'dog'))
     """
     _check_arguments(quantization, batch_size, input_dtype, metadata)
+    if isolate:
+        start_early()
     with captured_console() as console:
         preprocessing = as_preprocessing(include_preprocessing)
         source = open_source(
@@ -93,7 +111,13 @@ def convert(
         )
     calibrations = _calibrations(source, quantization, calibration, preprocessing)
     content, log = _run_converter(
-        source, quantization, calibrations, batch_size or 1, input_dtype or _INTEGER.get(str(quantization))
+        source,
+        quantization,
+        calibrations,
+        batch_size or 1,
+        input_dtype or _INTEGER.get(str(quantization)),
+        sparse_encoding,
+        isolate,
     )
     doubts = [f"The calibration data: {text}" for data in calibrations.values() for text in data.warnings]
     for doubt in doubts:
@@ -201,47 +225,32 @@ def _run_converter(
     calibrations: Mapping[str, Calibration],
     batch_size: int,
     io_dtype: str | None,
+    sparse: bool,
+    isolate: bool,
 ) -> tuple[bytes, str]:
     """The converted bytes, and everything that was printed on the way."""
-    import tensorflow as tf
+    with tempfile.TemporaryDirectory(prefix="tflite_tools_") as folder:
+        answer = _write(source, folder)
+        if answer.failure is None:
+            request = Request(folder, tuple(source.functions), quantization, io_dtype, batch_size, sparse)
+            said = answer.log
+            answer = (convert_apart if isolate else convert_here)(request, calibrations)
+            answer = dataclasses.replace(answer, log=said + answer.log)
+    if answer.crash is not None:
+        raise explain_crash(answer.crash, answer.log, source.layer_names)
+    if answer.failure is not None:
+        raise explain_failure(answer.failure, answer.log, source.layer_names, quantization)
+    return answer.content, answer.log
 
-    failure: Exception | None = None
-    content = b""
-    with captured_console() as console, tempfile.TemporaryDirectory(prefix="tflite_tools_") as folder:
+
+def _write(source: Source, folder: str) -> Answer:
+    failure = None
+    with captured_console() as console:
         try:
             source.write(folder)
-            converter = tf.lite.TFLiteConverter.from_saved_model(
-                folder, signature_keys=list(source.functions)
-            )
-            if quantization is not None:
-                converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            if quantization == "float16":
-                converter.target_spec.supported_types = [tf.float16]
-            if calibrations:
-                converter.representative_dataset = _representative(calibrations, batch_size)
-                converter.target_spec.supported_ops = [
-                    tf.lite.OpsSet.TFLITE_BUILTINS_INT8
-                    if quantization == "int8"
-                    else tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-                ]
-            if io_dtype not in (None, "float32"):
-                converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io_dtype)
-            content = bytes(converter.convert())
-        except Exception as error:  # the converter raises everything from ValueError to its own classes
-            failure = error
-    if failure is not None:
-        raise explain_failure(failure, console.text, source.layer_names, quantization) from failure
-    return content, console.text
-
-
-def _representative(calibrations: Mapping[str, Calibration], batch_size: int) -> Any:
-    def generate() -> Any:
-        for signature, data in calibrations.items():
-            for batch in data.batches(batch_size):
-                # A dictionary names the inputs: the converter orders them by name, not as the model does.
-                yield batch if len(calibrations) == 1 else (signature, batch)
-
-    return generate
+        except Exception as error:  # as many kinds as there are models
+            failure = described(error)
+    return Answer(failure=failure, log=console.text)
 
 
 def _check_quantized_at_all(content: bytes, quantization: str | None) -> list[str]:

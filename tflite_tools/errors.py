@@ -72,3 +72,14 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(str(name), list(candidates), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def sentence(problems: Sequence[str]) -> str:
+    """All problems in one line, with one mark at its end.
+
+    Example:
+      >>> sentence(["a is 0", "b is 'x'. Did you mean 'y'?"])
+      "a is 0; b is 'x'. Did you mean 'y'?"
+    """
+    text = "; ".join(problems)
+    return text if text.endswith(("?", ".")) else f"{text}."

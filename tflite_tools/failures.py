@@ -17,23 +17,23 @@ _ADVICE = {
 
 
 def explain_failure(
-    error: BaseException, printed: str, layer_names: Sequence[str], quantization: str | None
+    failure: str, printed: str, layer_names: Sequence[str], quantization: str | None
 ) -> ConversionError:
     """The error to raise for a failed conversion.
 
     Args:
-      error: what the converter raised.
+      failure: what the converter raised, as "Class: message".
       printed: what it printed.
       layer_names: the model's layers.
       quantization: as given to `convert`.
 
     Example:
       >>> message = "error: 'tf.Igamma' op is neither a custom op nor a flex op ... net_1/gamma_1/Igamma@__f"
-      >>> print(explain_failure(RuntimeError(message), "", ["gamma"], None))
+      >>> print(explain_failure(message, "", ["gamma"], None))
       .tflite has no operator for Igamma (layer 'gamma'). Replace the layer by one made of supported
       operations, or do this step outside the model.
     """
-    text = f"{error}\n{printed}"
+    text = f"{failure}\n{printed}"
     operators = list(dict.fromkeys(re.findall(r"'tf\.(\w+)' op is neither", text)))
     layers = layers_in(text, layer_names)
     log = text
@@ -62,17 +62,45 @@ def explain_failure(
         )
     if "READ_VARIABLE" in text or "VAR_HANDLE" in text or "VarHandleOp" in text:
         return ConversionError(
-            f"The converter cannot quantize this model's variables (state kept between runs): {_short(error)} "
+            f"The converter cannot quantize this model's variables (state kept between runs): {_short(failure)} "
             "quantization=None, 'float16' and 'dynamic' keep them in float.",
             layers=layers,
             log=log,
         )
-    where = f" It mentions the layers {', '.join(map(repr, layers))}." if layers else ""
     return ConversionError(
-        f"The converter gave up: {_short(error)}{where} The full output is in the error's `log` attribute.",
+        f"The converter gave up: {_short(failure)}{_mentioned(layers)} The full output is in the error's `log` "
+        "attribute.",
         layers=layers,
         log=log,
     )
+
+
+def explain_crash(how: str, printed: str, layer_names: Sequence[str]) -> ConversionError:
+    """The error to raise when the converter's process died.
+
+    Args:
+      how: as in "was killed by SIGSEGV".
+      printed: what it said before.
+      layer_names: the model's layers.
+
+    Example:
+      >>> print(explain_crash("was killed by SIGABRT", "", []))
+      The converter was killed by SIGABRT; this process is unharmed. That is a fault of TensorFlow's native code, which
+      this model brings out: try another `quantization`, or convert parts of the model to find the layer. What it
+      printed is in the error's `log` attribute.
+    """
+    layers = layers_in(printed, layer_names)
+    return ConversionError(
+        f"The converter {how}; this process is unharmed. That is a fault of TensorFlow's native code, which this "
+        f"model brings out: try another `quantization`, or convert parts of the model to find the layer."
+        f"{_mentioned(layers)} What it printed is in the error's `log` attribute.",
+        layers=layers,
+        log=printed,
+    )
+
+
+def _mentioned(layers: Sequence[str]) -> str:
+    return f" It mentions the layers {', '.join(map(repr, layers))}." if layers else ""
 
 
 def layers_in(text: str, layer_names: Sequence[str]) -> list[str]:
@@ -93,7 +121,10 @@ def layers_in(text: str, layer_names: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _short(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = lines[0] if lines else type(error).__name__
-    return f"{type(error).__name__}: {first[:300]}"
+def _short(failure: str) -> str:
+    lines = [line.strip() for line in failure.splitlines() if line.strip()]
+    first = lines[0] if lines else "it did not say why"
+    # A class without words, and the words on the next line.
+    if first.endswith(":") and len(lines) > 1:
+        first = f"{first} {lines[1]}"
+    return first[:300]

@@ -8,6 +8,8 @@ from tflite_tools.benchmarking.micro_support import operators_to_register, refus
 from tflite_tools.errors import UnsupportedModelError
 from tflite_tools.schema import Model, Tensor, parse
 
+README_TITLE = "a model for a microcontroller"
+
 _C_TYPES = {
     "INT8": "int8",
     "UINT8": "uint8",
@@ -146,7 +148,7 @@ static int stored(float value, float scale, int zero_point) {{
         else ""
     )
     measured = f"{arena_bytes:,} bytes, measured" if arena_bytes is not None else "not measured"
-    return f"""# {name}: a model for a microcontroller
+    return f"""# {name}: {README_TITLE}
 
 | file | what |
 |---|---|

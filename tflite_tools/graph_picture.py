@@ -205,5 +205,5 @@ def _box(node: _Node) -> str:
     )
 
 
-def _cut(text: str, width: int = 26) -> str:
+def _cut(text: str, width: int = 24) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."

@@ -78,9 +78,11 @@ def quantization(tensor: TensorInfo) -> str:
         return DASH
     if found.kind == "per-tensor":
         point = found.zero_points[0] if found.zero_points else 0
+        if not point:
+            return f"{found.scales[0]:.6g} * q"
         return (
             f"{found.scales[0]:.6g} * (q - {point})"
-            if point >= 0
+            if point > 0
             else f"{found.scales[0]:.6g} * (q + {-point})"
         )
     if found.kind == "per-channel":

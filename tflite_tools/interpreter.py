@@ -10,6 +10,7 @@ import numpy as np
 
 from tflite_tools.artifact import TFLiteArtifact, load
 from tflite_tools.errors import nearest
+from tflite_tools.file_facts import signature_names
 from tflite_tools.processes import ChildRunner
 from tflite_tools.quantized_values import dequantize, quantize
 from tflite_tools.runner import Arrays, ModelRunner, TensorSpec
@@ -129,9 +130,7 @@ def open_runner(
             raise ValueError("timeout_s: only an isolated run can be ended; pass isolate=True.")
         return ModelRunner(artifact.content, **options)
     except KeyError as error:
-        from tflite_tools.flatbuffer import Table
-
-        names = sorted(entry.text(2) for entry in Table.root(artifact.content).tables(7))
+        names = signature_names(artifact.content)
         raise ValueError(
             f"signature: the file has no signature {error.args[0]!r}; it has {names}.{nearest(error.args[0], names)}"
         ) from None
@@ -267,7 +266,7 @@ def _run_all(
     chunks: dict[int, list[Arrays]] = {}
     lock = threading.Lock()
     position = 0
-    chunk = own * max(1, 64 // own)
+    chunk = least = own * max(1, 64 // own)
     failures: list[BaseException] = []
 
     def take() -> tuple[int, Arrays] | None:
@@ -275,7 +274,9 @@ def _run_all(
         with lock:
             if position >= count or failures:
                 return None
-            start, position = position, min(count, position + chunk)
+            # The last chunks are small ones, so that no worker is still busy when the others have finished.
+            fair = (count - position) // (2 * workers) // least * least
+            start, position = position, min(count, position + max(least, min(chunk, fair)))
             return start, {name: value[start:position] for name, value in values.items()}
 
     def work(worker: ModelRunner | ChildRunner, jobs: int | None = None) -> None:
@@ -292,14 +293,16 @@ def _run_all(
                 with ChildRunner(artifact.content, **options) as child:
                     work(child)
             else:
-                work(ModelRunner(artifact.content, **options))
+                work(ModelRunner(artifact.content, batch=runner.batch, **options))
         except BaseException as error:  # carried into the caller's thread
             failures.append(error)
 
-    work(runner, jobs=1)  # also finds the batch size, which takes a while
     started = time.perf_counter()
     before = position
-    work(runner, jobs=1)
+    work(runner, jobs=1)  # also finds the batch size, which takes about as long again
+    if isinstance(runner, ChildRunner):  # a process is dear, so the estimate is taken from a run without that
+        started, before = time.perf_counter(), position
+        work(runner, jobs=1)
     if position < count:
         seconds_each = (time.perf_counter() - started) / (position - before)
         worth_s = _WORTH_A_PROCESS_S if isinstance(runner, ChildRunner) else _WORTH_A_THREAD_S

@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from tflite_tools.benchmark_flags import define_target_flags, target_options
+from tflite_tools.benchmark_flags import check_picture, define_target_flags, target_options
 
 
 def define_matrix(values: flags.FlagValues) -> None:
@@ -36,8 +36,9 @@ def run_matrix(values: Any) -> None:
 
     Raises:
       ValueError: about the command line.
+      RuntimeError: every combination failed; the table and the files are written all the same.
     """
-    from tflite_tools.benchmarking.matrix import Matrix, benchmark_matrix, compare_matrices
+    from tflite_tools.benchmarking.matrix import Matrix, benchmark_matrix, changes, compare_matrices
 
     if not values.models:
         raise ValueError("--models is missing.")
@@ -52,6 +53,7 @@ def run_matrix(values: Any) -> None:
             earlier = Matrix.from_dict(json.loads(pathlib.Path(values.compare).read_text(encoding="utf-8")))
         except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
             raise ValueError(f"{values.compare} is no matrix: {error}") from None
+    _check_outputs(values)
     options = target_options(values, values.target)
     for name in ("use_xnnpack", "use_gpu", "use_nnapi"):
         options.pop(name, None)
@@ -72,9 +74,43 @@ def run_matrix(values: Any) -> None:
         matrix.to_report().write_json(values.report)
     if values.plot:
         matrix.write_plot(values.plot)
-    print(matrix.to_json() if values.json else matrix)
-    if earlier is not None and not values.json:
-        print(f"\n{compare_matrices(earlier, matrix)}")
+    if values.json:
+        found = matrix.to_dict()
+        if earlier is not None:
+            found["comparison"] = [change.to_dict() for change in changes(earlier, matrix)]
+        print(json.dumps(found, indent=2, allow_nan=False))
+    else:
+        print(matrix)
+        if earlier is not None:
+            print(f"\n{compare_matrices(earlier, matrix)}")
+    if all(cell.error for cell in matrix.cells):
+        raise RuntimeError(f"nothing was measured; the first reason: {matrix.cells[0].error}")
+
+
+def _check_outputs(values: Any) -> None:
+    """Makes the folders, and refuses files that could not be written, before an hour of measuring is lost to them.
+
+    Raises:
+      ValueError: all such are named.
+      ImportError: a plot is wanted, and matplotlib is missing.
+    """
+    problems = []
+    for name in ("output", "report", "plot"):
+        path = getattr(values, name)
+        if path is None:
+            continue
+        if pathlib.Path(path).is_dir():
+            problems.append(f"{path} is a folder (--{name})")
+        try:
+            pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problems.append(
+                f"there can be no folder {pathlib.Path(path).parent} (--{name}): {error.strerror}"
+            )
+    if values.plot is not None:
+        check_picture(values.plot, problems)
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}.")
 
 
 def _named(paths: list[str]) -> dict[str, str]:

@@ -45,6 +45,15 @@ def report_of_models(
     Raises:
       InvalidModelError: a file that is no .tflite file, or a broken one.
       ValueError: data that do not fit a file.
+
+    Example:
+      >>> import keras
+      >>> from tflite_tools import convert
+      >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+      >>> files = {"float": convert(model), "float16": convert(model, quantization="float16")}
+      >>> report = report_of_models(files, time_limit_s=0.1, verbose=False)
+      >>> [(stage.name, stage.macs) for stage in report.stages]
+      [('float', 8), ('float16', 8)]
     """
     stages, confusion, op_times, class_names = [], {}, {}, None
     for name, model in models.items():

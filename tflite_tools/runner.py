@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tflite_tools.errors import UnsupportedModelError
-from tflite_tools.flatbuffer import custom_codes, has_resource_variables, keeps_state, operator_outputs
+from tflite_tools.file_facts import custom_codes, has_resource_variables, keeps_state, operator_outputs
 
 Arrays = dict[str, np.ndarray]
 
@@ -47,6 +47,7 @@ class ModelRunner:
       num_threads: of the interpreter.
       reference_kernels: the runtime's plain kernels (bit-exact with TFLite Micro) instead of XNNPACK.
       all_tensors: `outputs` are those of every operator, in the order in which they run. No XNNPACK then.
+      batch: examples per call, as `batch` of another runner of the same file says; None finds it out.
 
     Raises:
       UnsupportedModelError: the runtime refuses the file; the message says why.
@@ -60,6 +61,7 @@ class ModelRunner:
         num_threads: int = 1,
         reference_kernels: bool = False,
         all_tensors: bool = False,
+        batch: int | None = None,
     ) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -82,7 +84,7 @@ class ModelRunner:
         self.keeps_state = keeps_state(content)
         self._start()
         self.inputs, self.outputs = self._specs()
-        self._batch: int | None = None  # found on the first batch
+        self.batch = batch  # found on the first batch
         self._sizes: dict[str, tuple[int, ...]] = {}
 
     def _start(self) -> None:
@@ -171,9 +173,9 @@ class ModelRunner:
         """
         count = len(next(iter(feeds.values())))
         own = self.own_batch()
-        if self._batch is None and count:
-            self._batch = own if self.keeps_state else self._find_batch(feeds, count, own)
-        size = self._batch or own
+        if self.batch is None and count:
+            self.batch = own if self.keeps_state else self._find_batch(feeds, count, own)
+        size = self.batch or own
         results = []
         for start in range(0, count, size):
             part = {name: value[start : start + size] for name, value in feeds.items()}

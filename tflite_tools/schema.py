@@ -1,6 +1,6 @@
 """A .tflite file as plain records: what the schema says, checked, and nothing computed from it.
 
-`parse` follows the LiteRT schema with the checked reader of `checked_flatbuffer.py`; the names of operators
+`parse` follows the LiteRT schema with the checked reader of `flatbuffer.py`; the names of operators
 and types come from the generated classes that ai-edge-litert ships. Slot numbers are the positions
 of the fields in `schema.fbs`, which never change; a test compares them with the generated classes.
 """
@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tflite_tools.checked_flatbuffer import Reader, Table
 from tflite_tools.errors import InvalidModelError
+from tflite_tools.flatbuffer import IDENTIFIER, Reader, Table
 
-IDENTIFIER = b"TFL3"
 # No kernel takes more than 8 dimensions; a shape of thousands is damage, and its product has no end.
 _MAX_RANK = 32
 
@@ -69,6 +68,8 @@ class Operator:
     outputs: tuple[int, ...]
     calls: tuple[int, ...]
     options: Table | None
+    # Start and length of what a custom operator was given, as for buffers; some files keep their weights in there.
+    custom_options: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +300,7 @@ def _operator(index: int, table: Table, codes: list, tensors: int, subgraphs: in
         calls=calls,
         # A table costs ten times the bytes it describes; it is kept where its fields are read later.
         options=options if name in _OPTIONS_READ else None,
+        custom_options=table.span(5, 1, f"custom options of {table.label}") or (0, 0),
     )
 
 

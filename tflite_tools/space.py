@@ -7,9 +7,9 @@ import zipfile
 from collections import Counter
 from dataclasses import dataclass
 
-from tflite_tools.checked_flatbuffer import Reader
 from tflite_tools.constants import is_constant
 from tflite_tools.errors import InvalidModelError
+from tflite_tools.flatbuffer import Reader
 from tflite_tools.records import Record
 from tflite_tools.schema import Model
 
@@ -103,6 +103,11 @@ def bytes_by_use(model: Model, used_by: dict[int, str], appended: int) -> dict[s
         else:
             use = "buffers that nothing uses"
         uses[use] += region[1]
+    for operator in (operator for graph in model.subgraphs for operator in graph.operators):
+        region = operator.custom_options
+        if region[1] and region not in seen:
+            seen.add(region)
+            uses[f"custom options of {operator.name}"] += region[1]
     if appended:
         uses["files appended as a zip"] = appended
     rest = len(model.data) - sum(uses.values())

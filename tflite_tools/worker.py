@@ -1,19 +1,15 @@
 """A child process that runs one model; `processes.py` starts it."""
 
 import dataclasses
-import os
 
-from tflite_tools.codec import read_message, write_message
+from tflite_tools.codec import pipes_of_child, read_message, write_message
 from tflite_tools.errors import InvalidModelError, UnsupportedModelError
 from tflite_tools.runner import ModelRunner
 
 
 def main() -> None:
     """Loads the model it is sent, then answers batch after batch until the pipe closes."""
-    requests = os.fdopen(os.dup(0), "rb")
-    answers = os.fdopen(os.dup(1), "wb")
-    # The runtime prints to stdout; that must not end up among the answers.
-    os.dup2(2, 1)
+    requests, answers = pipes_of_child()
     header, arrays = read_message(requests)
     try:
         runner = ModelRunner(arrays["model"].tobytes(), **header["options"])

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from keras_kd.data_options import without_autotuning
 from keras_kd.teachers.targets import unpack
 
 # Enough for stable activation ranges; the accuracy of a calibrated model does not grow beyond it.
@@ -88,8 +89,9 @@ def training_batches(
         return _triple(*tf.nest.map_structure(lambda rows: tf.gather(rows, chosen), examples))
 
     def from_epoch(epoch: int) -> tf.data.Dataset:
-        indices = tf.data.Dataset.counter(epoch).flat_map(one_epoch)
-        return indices.map(gather, num_parallel_calls=1).prefetch(2)
+        # Not `Dataset.counter`, whose functions TensorFlow 2.21 keeps until the process ends.
+        indices = tf.data.Dataset.range(epoch, tf.int64.max).flat_map(one_epoch)
+        return indices.map(gather, num_parallel_calls=1).prefetch(2).with_options(without_autotuning())
 
     return Batches(from_epoch, steps_per_epoch or -(-count // batch_size), y is not None)
 
@@ -122,7 +124,7 @@ def validation_batches(data: Any, *, batch_size: int) -> tf.data.Dataset | None:
             )
     parts = tuple(tf.nest.map_structure(tf.convert_to_tensor, part) for part in _present(x, y, *weight))
     dataset = tf.data.Dataset.from_tensor_slices(parts)
-    return dataset.batch(batch_size).map(_triple).prefetch(tf.data.AUTOTUNE)
+    return dataset.batch(batch_size).map(_triple).prefetch(2).with_options(without_autotuning())
 
 
 def calibration_sample(x: Any, *, seed: int, count: int = CALIBRATION_EXAMPLES) -> Any:

@@ -70,7 +70,8 @@ def to_tf_keras(
         cannot read) is rebuilt in the same way; the model itself stays as it is.
       rules: layer class -> `rule(layer, name)`, which returns a tf_keras layer named `name`, or a list of
         layers that run one after the other. The weights are copied in the order of `layer.weights`.
-      check: compare both models on random inputs.
+      check: compare both models on random inputs, in the units that the model's own first layers expect: where it
+        begins by dividing by 255, on pixels.
       examples: batch size of that comparison.
       seed: of its inputs.
 
@@ -110,7 +111,9 @@ def to_tf_keras(
     bridged = builder.build()
     difference = None
     if check:
-        difference = check_parity(keras_model, bridged, builder.tensors, examples=examples, seed=seed)
+        difference = check_parity(
+            keras_model, bridged, builder.tensors, builder.units, examples=examples, seed=seed
+        )
     report = BridgeReport(
         model_name=keras_model.name,
         layer_names={path: tuple(names) for path, names in builder.layer_names.items()},
@@ -143,7 +146,8 @@ def copy_weights_back(
     """Copies trained weights from a bridged model into the Keras 3 model that it came from.
 
     Layers are found by name, so clones of the bridged model work too: fine-tuned, pruned (wrapped or
-    stripped), clustered and stripped.
+    stripped), clustered and stripped, quantization-aware. From the last of these come the float weights that
+    training moved, not the 8-bit values that stand for them in the file.
 
     Args:
       tf_keras_model: what `to_tf_keras(keras_model)` returned, or a model derived from it.
@@ -173,16 +177,17 @@ def copy_weights_back(
     builder = GraphBuilder(keras_model, rule_finder(rules))
     blank = builder.build()
     homes = {
-        id(weight): (layer.name, position)
+        id(weight): (layer, position)
         for layer in blank.layers
         for position, weight in enumerate(layer.weights)
     }
-    trained = {_plain_name(layer): _inner(layer).weights for layer in tf_keras_model.layers}
+    trained = {_unwrapped(layer).name: layer for layer in tf_keras_model.layers}
     problems, moves = [], []
     for link in builder.links.values():
-        name, position = homes[id(link.target)]
-        weights = trained.get(name)
-        if weights is None:
+        layer, position = homes[id(link.target)]
+        name = layer.name
+        weights = _trained_weights(trained[name], layer) if name in trained else []
+        if name not in trained:
             problems.append(f"layer {name!r} is missing")
         elif position >= len(weights) or tuple(weights[position].shape) != tuple(link.target.shape):
             problems.append(f"layer {name!r} has other weights than the Keras 3 model asks for")
@@ -199,13 +204,32 @@ def copy_weights_back(
         link.source.assign(link.backward(value) if link.backward else value)
 
 
-def _inner(layer: Any) -> Any:
-    """The layer inside TF-MOT's pruning or clustering wrapper."""
-    return layer.layer if type(layer).__name__ in ("PruneLowMagnitude", "ClusterWeights") else layer
+_PRUNING, _QUANTIZATION = ("PruneLowMagnitude", "ClusterWeights"), ("QuantizeWrapper", "QuantizeWrapperV2")
 
 
-def _plain_name(layer: Any) -> str:
-    return str(_inner(layer).name)
+def _unwrapped(layer: Any) -> Any:
+    """The layer inside TF-MOT's wrapper; TF-MOT is not imported for that, so classes go by their names."""
+    return layer.layer if type(layer).__name__ in (*_PRUNING, *_QUANTIZATION) else layer
+
+
+def _trained_weights(layer: Any, like: Any) -> list[Any]:
+    """The variables of a layer, wrapped or not, in the order of `like.weights`; [] where they do not fit.
+
+    A quantization wrapper puts rounded tensors in the places of the kernels and keeps the variables itself.
+    """
+    if type(layer).__name__ not in _QUANTIZATION:
+        return list(_unwrapped(layer).weights)
+    held = {_base_name(weight): weight for weight in layer.weights}
+    wanted = [_base_name(weight) for weight in like.weights]
+    return (
+        [held[name] for name in wanted]
+        if len(set(wanted)) == len(wanted) and set(wanted) <= set(held)
+        else []
+    )
+
+
+def _base_name(variable: Any) -> str:
+    return str(variable.name.rsplit("/", 1)[-1])
 
 
 def _require_graph(model: Any) -> None:

@@ -13,30 +13,14 @@ import tf_keras
 
 from keras_kd.compression.bridge_errors import NotBridgeable, UnsupportedLayerError
 from keras_kd.compression.bridge_graph import run_graph
+from keras_kd.compression.bridge_inputs import InputUnits
+from keras_kd.compression.bridge_layout import Forms, in_other_form
 
 # A simple rule: `rule(keras_layer, name)` gives one tf_keras layer, a list of them to run in turn, or a
 # Chain.
 LayerRule = Callable[[Any, str], Any]
 # A rule for whatever is not a chain: `rule(call)` applies tf_keras layers to `call.args` and returns tensors.
 CallRule = Callable[["Call"], Any]
-
-
-# Keras 3 layers that treat every number alike, whatever the shape.
-_ELEMENTWISE = frozenset(
-    {
-        "Activation",
-        "Add",
-        "Average",
-        "Dropout",
-        "ELU",
-        "LeakyReLU",
-        "Maximum",
-        "Minimum",
-        "Multiply",
-        "ReLU",
-        "Subtract",
-    }
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +70,7 @@ class Call:
       args: positional arguments; tensors are tf_keras tensors.
       kwargs: keyword arguments likewise.
       previous: the operation whose output this call alone reads, or None where others read it too.
+      owner: the layer that holds the weights, where `operation` is a twin of it with other settings.
     """
 
     operation: Any
@@ -94,6 +79,12 @@ class Call:
     kwargs: dict[str, Any]
     previous: Any
     builder: GraphBuilder
+    owner: Any = None
+
+    @property
+    def weights(self) -> list[Any]:
+        """The operation's variables in Keras 3."""
+        return list(getattr(self.owner or self.operation, "weights", ()))
 
     @property
     def input(self) -> Any:
@@ -119,7 +110,7 @@ class Call:
 
         [batch, length, channels] becomes one row, [batch, channels] one pixel.
         """
-        known = self.builder.rows_of(tensor)
+        known = self.builder.forms.of("rows", tensor)
         if known is not None:
             return known
         *length, channels = tensor.shape[1:]
@@ -131,7 +122,7 @@ class Call:
         _, _, length, channels = rows.shape
         shape = (channels,) if rank == 2 else (-1 if length is None else length, channels)
         tensor = self.run(tf_keras.layers.Reshape(shape, name=self.name("back")), rows)
-        self.builder.note_rows(tensor, rows)
+        self.builder.forms.note("rows", tensor, rows)
         return tensor
 
     def chain(self, made: Any, value: Any = None) -> Any:
@@ -150,7 +141,7 @@ class Call:
         return value
 
     def _link_all(self, chain: Chain) -> None:
-        sources = list(getattr(self.operation, "weights", ()))
+        sources = self.weights
         weighted = chain.layers if chain.weighted is None else chain.weighted
         targets = [weight for layer in weighted for weight in layer.weights]
         forward = list(chain.forward) or [None] * len(sources)
@@ -171,7 +162,7 @@ class GraphBuilder:
     """Rebuilds one Keras 3 model in tf_keras with the rules it is given.
 
     After `build`: `links` (weights), `layer_names` (path -> names of tf_keras layers, the last one gives the
-    output) and `tensors` (path -> output of its first call).
+    output), `tensors` (path -> output of its first call) and `units` (of the inputs).
     """
 
     def __init__(self, model: keras.Model, find_rule: Callable[[Any], CallRule | None]):
@@ -184,7 +175,8 @@ class GraphBuilder:
         self._made: dict[int, Any] = {}
         self._layers: dict[str, Any] = {}
         self._names: set[str] = set()
-        self._rows: dict[int, tuple[Any, Any]] = {}
+        self._identities = 0
+        self.forms = Forms()
 
     def build(self) -> tf_keras.Model:
         """The tf_keras model, with the weights of the Keras 3 model.
@@ -194,6 +186,7 @@ class GraphBuilder:
         """
         readers = _Readers(self.model)
         inputs = [self._input(tensor) for tensor in self.model.inputs]
+        self.units = InputUnits(inputs)
 
         def visit(operation: Any, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
@@ -202,6 +195,7 @@ class GraphBuilder:
                 self.problems[path] = (type(operation).__name__, str(reason))
                 outputs = readers.placeholder(path)
             self.tensors.setdefault(path, outputs)
+            self.units.note(operation, args, kwargs, outputs)
             return outputs
 
         outputs = run_graph(self.model, inputs, visit)
@@ -228,33 +222,21 @@ class GraphBuilder:
         rule = self.find_rule(call.operation)
         if rule is None:
             raise NotBridgeable("no rule for this layer")
-        if type(call.operation).__name__ not in _ELEMENTWISE:
+        mode = getattr(call.operation, "quantization_mode", None)
+        if mode is not None:
+            raise NotBridgeable(f"Keras has quantized it ({mode}); compression starts from the float model")
+        other = in_other_form(call)
+        if other is None:
             return rule(call)
-        # An activation or a sum right behind a 1-D convolution works on the rows as well.
-        several = isinstance(call.input, (list, tuple))
-        tensors = list(call.input) if several else [call.input]
-        rows = [self.rows_of(tensor) for tensor in tensors]
-        if any(row is None for row in rows):
-            return rule(call)
-        moved = dataclasses.replace(call, args=(rows if several else rows[0],))
-        return call.from_rows(rule(moved), len(tensors[0].shape))
-
-    def rows_of(self, tensor: Any) -> Any:
-        """The [batch, 1, length, channels] form that a tensor was made from, or None."""
-        return self._rows.get(id(tensor), (None, None))[1]
-
-    def note_rows(self, tensor: Any, rows: Any) -> None:
-        """Remembers both forms (and keeps them alive, since they are known by their identity)."""
-        self._rows[id(tensor)] = (tensor, rows)
+        moved, back = other
+        return back(self._apply(moved))
 
     def remembered(self, call: Call, make: Callable[[], Any]) -> Any:
         """What `make` gave for this operation before, where it owns weights: shared layers stay shared.
 
         Layers without weights are made anew for every call, so that each call gets a range of its own.
         """
-        if not getattr(call.operation, "weights", None):
-            return make()
-        return self.remembered_as(call.operation, make)
+        return self.remembered_as(call.owner or call.operation, make) if call.weights else make()
 
     def remembered_as(self, owner: Any, make: Callable[[], Any]) -> Any:
         """What `make` gave for this owner of weights before."""
@@ -267,6 +249,11 @@ class GraphBuilder:
         inside = {layer.name for layer in bridged.layers}
         for path, names in self.layer_names.items():
             self.layer_names[path] = [name for name in names if name in inside]
+
+    def next_identity(self) -> int:
+        """The number of the next layer that multiplies by one."""
+        self._identities += 1
+        return self._identities - 1
 
     def free_name(self, wanted: str) -> str:
         """`wanted`, or `wanted_1`, `wanted_2` ... where it is taken."""
@@ -366,4 +353,5 @@ def _takes_training(layer: Any) -> bool:
 
 
 def _to_numpy(variable: Any) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(variable))
+    value = np.asarray(keras.ops.convert_to_numpy(variable))
+    return value.astype("float32") if tf.as_dtype(variable.dtype).is_floating else value

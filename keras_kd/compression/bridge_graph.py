@@ -86,8 +86,10 @@ def _run_functional(
             except KeyError:  # an input of this call is computed by a later entry
                 waiting.append((name, node_index, node))
                 continue
-            inherited = {k: v for k, v in forced.items() if k not in kwargs}
-            result = _visit(operations[name], f"{prefix}{name}", tuple(args), {**inherited, **kwargs}, visit)
+            operation = operations[name]
+            if isinstance(operation, keras.layers.Layer):  # keras.ops operations know no `training`
+                kwargs = {**{k: v for k, v in forced.items() if k not in kwargs}, **kwargs}
+            result = _visit(operation, f"{prefix}{name}", tuple(args), kwargs, visit)
             for tensor_index, value in enumerate(_leaves(result)):
                 values[name, node_index, tensor_index] = value
         if len(waiting) == len(pending):

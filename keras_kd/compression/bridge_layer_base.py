@@ -12,3 +12,8 @@ class BridgeLayer(tf_keras.layers.Layer):
     """Base of our layers. `quantization` is the answer of `quantization_of`."""
 
     quantization: ClassVar[str] = "output"
+
+    @property
+    def computes(self) -> str:
+        """What the layer computes, in a word for the report."""
+        return type(self).__name__

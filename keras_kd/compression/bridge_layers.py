@@ -119,8 +119,6 @@ _TFMOT_KNOWS = frozenset(
         "SpatialDropout1D",
         "SpatialDropout2D",
         "SpatialDropout3D",
-        "AveragePooling1D",
-        "AveragePooling2D",
         "GlobalAveragePooling1D",
         "GlobalAveragePooling2D",
         "GlobalAveragePooling3D",
@@ -135,8 +133,12 @@ _TFMOT_KNOWS = frozenset(
         "BatchNormalization",
     }
 )
+# AVERAGE_POOL_2D wants one scale for what it reads and writes. TF-MOT gives its output a range of its own, with which
+# the converter (TensorFlow 2.21) gives up where a concatenation reads the pool.
 _PASS = frozenset(
     {
+        "AveragePooling1D",
+        "AveragePooling2D",
         "MaxPooling1D",
         "RepeatVector",
         "UpSampling1D",

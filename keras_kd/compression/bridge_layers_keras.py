@@ -29,6 +29,11 @@ class KerasOperation(BridgeLayer):
         self.arguments, self.keywords = list(args), dict(kwargs)
         self._operation = keras.saving.deserialize_keras_object(operation)
 
+    @property
+    def computes(self) -> str:
+        """The operation's class."""
+        return str(self.operation["class_name"])
+
     def call(self, inputs: Any) -> Any:
         """See the class."""
         tensors = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
@@ -89,6 +94,11 @@ class KerasLayer(BridgeLayer):
         inner(*args, **keywords)
         # Behind a function, so that tf_keras does not track the Keras 3 layer and its idle variables.
         self._inner = lambda: inner
+
+    @property
+    def computes(self) -> str:
+        """The class of the Keras 3 layer."""
+        return str(self.layer["class_name"])
 
     def _arguments(self, tensors: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         keywords = {key: _fill_tensors(item, tensors) for key, item in self.options.items()}

@@ -124,6 +124,20 @@ class Clip(BridgeLayer):
         return {**super().get_config(), "low": self.low, "high": self.high}
 
 
+@tf.custom_gradient
+def _sqrt(x: tf.Tensor) -> Any:
+    """The root, with a slope of 0 at 0 instead of infinity, which would turn every weight before it into NaN.
+
+    Rounding to 8 bits puts many values at exactly 0, where a float model has few.
+    """
+    root = tf.sqrt(x)
+
+    def slope(upstream: tf.Tensor) -> tf.Tensor:
+        return tf.math.divide_no_nan(0.5 * upstream, root)
+
+    return root, slope
+
+
 # Functions of one tensor by the name that Keras 3 gives them.
 UNARY_FUNCTIONS: dict[str, Any] = {
     "abs": tf.abs,
@@ -138,7 +152,7 @@ UNARY_FUNCTIONS: dict[str, Any] = {
     "sin": tf.sin,
     "softplus": tf.math.softplus,
     "softsign": tf.math.softsign,
-    "sqrt": tf.sqrt,
+    "sqrt": _sqrt,
     "square": tf.square,
     "erf": tf.math.erf,
     "mish": lambda x: x * tf.tanh(tf.math.softplus(x)),
@@ -164,6 +178,11 @@ class Unary(BridgeLayer):
     def quantization(self) -> str:  # type: ignore[override]
         """Depends on the function."""
         return "output" if self.function in _INTEGER_UNARY else "island"
+
+    @property
+    def computes(self) -> str:
+        """The function's name."""
+        return self.function
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """See the class."""

@@ -35,6 +35,11 @@ class Reduce(BridgeLayer):
             return "pass"
         return "output" if self.function in ("mean", "sum") else "island"
 
+    @property
+    def computes(self) -> str:
+        """The function's name."""
+        return self.function
+
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """See the class."""
         return REDUCTIONS[self.function](inputs, axis=self.axis, keepdims=self.keepdims)

@@ -18,9 +18,11 @@ import tf_keras
 from keras_kd.compression import bridge_layers as ours
 from keras_kd.compression import bridge_rules_norm as norm
 from keras_kd.compression import bridge_rules_ops as ops
+from keras_kd.compression import bridge_rules_shape as shape
 from keras_kd.compression.bridge_activations import ACTIVATIONS, FUSED
 from keras_kd.compression.bridge_build import Call, CallRule, Chain
 from keras_kd.compression.bridge_errors import NotBridgeable
+from keras_kd.compression.bridge_precision import in_float32
 
 # tf_keras names of activations that Keras 3 calls otherwise.
 _RENAMED = {"swish": "silu", "hard_swish": "hard_silu"}
@@ -56,7 +58,7 @@ def _simple(rule: Callable[[Any, str], Any]) -> CallRule:
 
 def _again(layer: Any, name: str) -> Any:
     """The layer anew, from its own configuration; an activation that is not fused goes behind it."""
-    config = {**layer.get_config(), "name": name}
+    config = {**in_float32(layer.get_config()), "name": name}
     behind: list[Any] = []
     if hasattr(layer, "activation") and not hasattr(layer, "recurrent_activation"):
         kind = _activation(layer)
@@ -187,7 +189,9 @@ _FUNCTIONS: dict[str, tuple[CallRule, tuple[tuple[str, str, Any], ...]]] = {
 # tf_keras class name -> rule(call), where the layer's own configuration is not enough.
 _RULES: dict[str, CallRule] = {
     "Activation": _simple(_activation_layer),
+    "AveragePooling3D": shape.pooling_3d,
     "BatchNormalization": norm.batch_normalization,
+    "MaxPooling3D": shape.pooling_3d,
     "Normalization": _normalization,
     "Rescaling": norm.rescaling,
     "SeparableConv2D": _simple(_separable),

@@ -44,7 +44,6 @@ LAYER_RULES: dict[str, LayerRule] = {
     "AlphaDropout": shape.dropout,
     "AveragePooling1D": shape.same(*_POOL),
     "AveragePooling2D": shape.same(*_POOL),
-    "AveragePooling3D": shape.same(*_POOL),
     "Conv2D": conv.convolution,
     "Conv2DTranspose": conv.transposed_convolution,
     "Conv3D": conv.convolution,
@@ -70,7 +69,6 @@ LAYER_RULES: dict[str, LayerRule] = {
     "LeakyReLU": shape.leaky_relu,
     "MaxPooling1D": shape.same(*_POOL),
     "MaxPooling2D": shape.same(*_POOL),
-    "MaxPooling3D": shape.same(*_POOL),
     "Permute": shape.same("dims"),
     "ReLU": shape.relu,
     "RepeatVector": shape.same("n"),
@@ -87,6 +85,7 @@ LAYER_RULES: dict[str, LayerRule] = {
 
 # Keras 3 class name -> rule(call), for layers with several inputs or a graph of their own.
 CALL_RULES: dict[str, CallRule] = {
+    "AveragePooling3D": shape.pooling_3d,
     "Conv1D": sequence.on_rows(sequence.conv_1d),
     "Conv1DTranspose": sequence.on_rows(sequence.conv_1d_transpose),
     "DepthwiseConv1D": sequence.on_rows(sequence.depthwise_1d),
@@ -99,6 +98,7 @@ CALL_RULES: dict[str, CallRule] = {
     "Average": shape.merge,
     "BatchNormalization": norm.batch_normalization,
     "Concatenate": shape.merge,
+    "MaxPooling3D": shape.pooling_3d,
     "Maximum": shape.larger,
     "Minimum": shape.smaller,
     "Multiply": shape.merge,

@@ -10,6 +10,7 @@ import tf_keras
 from keras_kd.compression import bridge_layers as ours
 from keras_kd.compression.bridge_build import Call
 from keras_kd.compression.bridge_errors import NotBridgeable
+from keras_kd.compression.bridge_precision import in_float32
 
 
 def keep_in_keras(call: Call) -> Any:
@@ -33,7 +34,7 @@ def keep_in_keras(call: Call) -> Any:
 
     def make() -> Any:
         return ours.KerasLayer(
-            keras.saving.serialize_keras_object(layer),
+            in_float32(keras.saving.serialize_keras_object(layer)),
             [tuple(tensor.shape) for tensor in flat],
             [tensor.dtype.name for tensor in flat],
             in_a_list=in_a_list,

@@ -49,21 +49,41 @@ def batch_normalization(call: Call) -> Any:
 
     def alone() -> Chain:
         made = build(_L.BatchNormalization)
-        return Chain([identity_depthwise(f"{made.name}/channels"), made], weighted=[made])
+        number, channels = call.builder.next_identity(), int(call.input.shape[-1])
+        kernel = identity_depthwise(f"{made.name}/channels", channels, number)
+        return Chain([kernel, made], weighted=[made])
 
     if not last or rank > 4 or call.input.shape[-1] is None:
         # In this place no kernel can be put before it, so TF-MOT would refuse it.
         return call.chain(call.builder.remembered(call, lambda: Chain([build(ours.AxisNormalization)])))
-    folds = _folds(call.previous) and (rank in (2, 4) or call.builder.rows_of(call.input) is not None)
+    folds = _folds(call.previous) and (
+        rank in (2, 4) or call.builder.forms.of("rows", call.input) is not None
+    )
     chain = call.builder.remembered(call, behind_a_kernel if folds else alone)
     if rank == 4 or (rank == 2 and folds):
         return call.chain(chain)
     return call.from_rows(call.chain(chain, call.rows(call.input)), rank)
 
 
-def identity_depthwise(name: str) -> Any:
-    """A depthwise 1x1 convolution that multiplies every channel by one and is not trained."""
-    return _L.DepthwiseConv2D(1, use_bias=False, depthwise_initializer="ones", trainable=False, name=name)
+def identity_depthwise(name: str, channels: int, number: int) -> Any:
+    """A depthwise 1x1 convolution that multiplies every channel by one and is not trained.
+
+    TFLiteConverter (TensorFlow 2.21) keeps equal quantized depthwise kernels once, then multiplies the factors of the
+    BatchNormalization behind one of them into what all of them share: the other places compute something else. So no
+    two kernels of a network are equal: in each, one channel is off by a millionth or a few.
+
+    Args:
+      name: of the layer.
+      channels: C of its input [batch, height, width, C].
+      number: of this one in its network, from 0.
+    """
+    kernel = np.ones((1, 1, channels, 1), "float32")
+    # Sixteen roundings of float32: fewer might come out of the fake quantization as the same number.
+    kernel[0, 0, number % channels, 0] += (1 + number // channels) * 2.0**-19
+    made = _L.DepthwiseConv2D(1, use_bias=False, trainable=False, name=name)
+    made.build((None, None, None, channels))
+    made.set_weights([kernel])
+    return made
 
 
 def _folds(previous: Any) -> bool:

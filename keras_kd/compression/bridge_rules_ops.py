@@ -11,23 +11,17 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 import tf_keras
 
 from keras_kd.compression import bridge_layers as ours
 from keras_kd.compression.bridge_activations import ACTIVATIONS
 from keras_kd.compression.bridge_build import Call
 from keras_kd.compression.bridge_errors import NotBridgeable
+from keras_kd.compression.bridge_layout import is_tensor
 from keras_kd.compression.bridge_rules_shape import fold_extremes
 
 _L = tf_keras.layers
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether an argument is a symbolic tf_keras tensor."""
-    try:
-        return bool(tf_keras.backend.is_keras_tensor(value))
-    except ValueError:  # what tf_keras answers for anything that is not a tensor at all
-        return False
 
 
 def _two(call: Call) -> tuple[Any, Any]:
@@ -251,7 +245,9 @@ def matmul(call: Call) -> Any:
 
 
 def cast(call: Call) -> Any:
-    """Cast to another number type."""
+    """Cast to another number type; between two float types there is nothing to do, all of them are float32 here."""
+    if call.input.dtype.is_floating and tf.as_dtype(str(call.operation.dtype)).is_floating:
+        return call.run(_L.Activation("linear", name=call.name()), call.input)
     return call.run(ours.Cast(str(call.operation.dtype), name=call.name()), call.input)
 
 

@@ -39,8 +39,7 @@ def on_rows(make: Callable[[Any, str], Chain]) -> Callable[[Call], Any]:
     def rule(call: Call) -> Any:
         def build() -> Chain:
             chain = make(call.operation, call.name())
-            weights = call.operation.weights
-            kernels = [len(weight.shape) > 1 for weight in weights]
+            kernels = [len(weight.shape) > 1 for weight in call.weights]
             return Chain(
                 chain.layers,
                 chain.weighted,

@@ -101,6 +101,28 @@ def resizing(call: Call) -> Any:
     return call.run(resize, call.input)
 
 
+def pooling_3d(call: Call) -> Any:
+    """MaxPooling3D and AveragePooling3D as two 2-D poolings, over each plane and then over the depth.
+
+    TFLite has no 3-D pooling. Windows are products of their sides, so maximum and mean come out the same.
+    """
+    layer, value = call.operation, call.input
+    depth, height, width, channels = value.shape[1:]
+    if None in (depth, height, width, channels):
+        raise NotBridgeable(
+            "its input has an open size; TFLite has no 3-D pooling, and two 2-D ones need fixed sizes"
+        )
+    kind = getattr(_L, type(layer).__name__.replace("3D", "2D"))
+    (deep, *window), (step, *steps) = layer.pool_size, layer.strides
+    value = call.run(ours.FullReshape([-1, height, width, channels], name=call.name("planes")), value)
+    value = call.run(kind(window, steps, layer.padding, name=call.name("in_planes")), value)
+    high, wide = value.shape[1:3]
+    value = call.run(ours.FullReshape([-1, depth, high * wide, channels], name=call.name("columns")), value)
+    value = call.run(kind((deep, 1), (step, 1), layer.padding, name=call.name("in_depth")), value)
+    back = ours.FullReshape([-1, value.shape[1], high, wide, channels], name=call.name())
+    return call.run(back, value)
+
+
 def larger(call: Call) -> Any:
     """Maximum of tensors."""
     return fold_extremes(call, list(call.input), "Add")

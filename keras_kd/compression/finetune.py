@@ -35,6 +35,7 @@ class CompressedModel:
       calibration: the sample of inputs that `compress` kept.
       float_model: the tf_keras model before ``int8_qat``: pruned and clustered, still float. The same as `model`
         for other recipes.
+      seed: the seed that `compress` was given.
     """
 
     model: Any
@@ -42,13 +43,26 @@ class CompressedModel:
     recipe: CompressionRecipe
     calibration: Any
     float_model: Any
+    seed: int = 0
 
-    def to_tflite(self, calibration: Any = None, **convert_kwargs: Any) -> TFLiteArtifact:
+    def to_tflite(
+        self,
+        calibration: Any = None,
+        *,
+        metadata: Mapping[str, Any] | bool | None = None,
+        sparse_encoding: bool = False,
+        **convert_kwargs: Any,
+    ) -> TFLiteArtifact:
         """Converts to a ``.tflite``; int8 recipes give int8 inputs and outputs.
 
         Args:
           calibration: inputs to calibrate with; by default the seeded sample of the training inputs. After
             ``int8_qat`` the trained ranges stand, and calibration fills in those that were not trained.
+          metadata: as for `tflite_tools.convert`. The recipe's name and the seed go into the file's provenance
+            beside it, unless it is False.
+          sparse_encoding: store pruned weights without their zeros, if that makes the file smaller, and it still
+            runs here and answers the calibration sample as before; otherwise not, and the file's `notes` say why.
+            With TensorFlow 2.21 float32 and float16 files gain, int8 files do not run.
           **convert_kwargs: further arguments of `tflite_tools.convert`, such as ``input_dtype``.
         """
         import tflite_tools
@@ -56,9 +70,26 @@ class CompressedModel:
         quantization = _CONVERSIONS[self.recipe.quantization]
         if calibration is None and quantization in ("int8", "int16x8"):
             calibration = self.calibration
-        return tflite_tools.convert(
-            self.model, quantization=quantization, calibration=calibration, **convert_kwargs
-        )
+        if metadata is None or metadata is True:
+            metadata = {}
+        if isinstance(metadata, Mapping):
+            metadata = {"recipe": str(self.recipe), "seed": self.seed, **metadata}
+
+        def make(sparse: bool) -> TFLiteArtifact:
+            return tflite_tools.convert(
+                self.model,
+                quantization=quantization,
+                calibration=calibration,
+                metadata=metadata,
+                sparse_encoding=sparse,
+                **convert_kwargs,
+            )
+
+        if not sparse_encoding:
+            return make(False)
+        from keras_kd.compression.sparse_file import sparse_if_it_helps
+
+        return sparse_if_it_helps(make, self.calibration, self.report.sparsity)
 
 
 def compress(
@@ -77,7 +108,7 @@ def compress(
     metrics: Any = None,
     seed: int = 0,
     distillation_loss_weights: Any = None,
-    student_loss_weight: float = 0.5,
+    student_loss_weight: Any = 0.5,
     teacher_preprocessing: Any = None,
     backup_dir: Any = None,
     **fit_kwargs: Any,
@@ -98,7 +129,7 @@ def compress(
       teacher: a Keras model, a list of them, a `TeacherEnsemble` or a `TeacherCache`; it is run as at
         prediction time and left as it is. None fine-tunes on the labels alone.
       distillation_losses: as for `Distiller`; taps name layers of the teacher and of the student as handed
-        in. None with a teacher is `LogitsDistillation()`.
+        in. None with a teacher is `LogitsDistillation(temperature=1.0)`: few epochs do not suffice for softer targets.
       epochs: epochs of every phase, or a dict by phase.
       batch_size: examples per step of an array `x`.
       validation_data: (x, y), (x, y, weight) or a dataset.
@@ -106,8 +137,9 @@ def compress(
       optimizer: by default the student's own; Adam with a cosine decay from 1e-3 where it has none.
       metrics: by default the student's own.
       seed: of shuffling, dropout, and the calibration sample.
-      distillation_loss_weights: as for `Distiller`.
-      student_loss_weight: share of the labels' loss, as for `Distiller`.
+      distillation_loss_weights: as for `Distiller`, but no `GradientBalanced`, which needs the Distiller's own
+        step. Schedules without a length span each phase.
+      student_loss_weight: share of the labels' loss, a number or a schedule, as for `Distiller`.
       teacher_preprocessing: from the student's input batch to the teacher's.
       backup_dir: a directory in which every epoch is saved, and from which the same call takes an interrupted run
         up again. Its files are deleted at the end. State that is no variable (callbacks, dropout) starts anew.
@@ -135,7 +167,8 @@ def compress(
     Source: Zhu and Gupta 2017, arXiv:1710.01878 (pruning); Jacob et al. 2018, arXiv:1712.05877
     (quantization).
     """
-    from keras_kd.compression.run import Settings, run
+    from keras_kd.compression.preparation import Settings
+    from keras_kd.compression.run import run
 
     settings = Settings(
         recipe=CompressionRecipe.from_name(recipe) if isinstance(recipe, str) else recipe,
@@ -153,4 +186,4 @@ def compress(
         fit=fit_kwargs,
     )
     model, float_model, report, calibration = run(student, x, y, teacher, validation_data, settings)
-    return CompressedModel(model, report, settings.recipe, calibration, float_model)
+    return CompressedModel(model, report, settings.recipe, calibration, float_model, seed)

@@ -179,6 +179,22 @@ def check_sparsity(
         )
 
 
+def check_finite(model: Any, *, when: str) -> None:
+    """Raises where weights are NaN or infinite: no converter says so, it fails over something else.
+
+    Raises:
+      CompressionError: naming every such layer.
+    """
+    broken = [
+        layer.name for layer in model.layers if not all(np.isfinite(w).all() for w in layer.get_weights())
+    ]
+    if broken:
+        raise CompressionError(
+            f"Training diverged: weights are NaN or infinite {when} in {', '.join(broken)}. Try a lower learning rate; "
+            "a logarithm, a division or a reciprocal root of values that can be 0 has no finite slope there."
+        )
+
+
 def check_clusters(
     model: Any, plans: Mapping[str, LayerPlan], *, when: str, wrappers: Mapping[str, Any] | None = None
 ) -> None:

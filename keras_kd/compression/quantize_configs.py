@@ -249,6 +249,12 @@ class _Registry(_QuantizeRegistry):
         return config
 
 
+def _called_more_than_once(model: Any) -> set[str]:
+    """Names of the layers with several calls in this model; calls in other models do not count."""
+    layers = model.get_config()["layers"]
+    return {entry["config"]["name"] for entry in layers if len(entry.get("inbound_nodes", ())) > 1}
+
+
 def quantize(
     model: Any, *, keep_zeros: bool = False, keep_clusters: bool = False
 ) -> tuple[Any, dict[str, str]]:
@@ -267,15 +273,21 @@ def quantize(
     configs: dict[str, Any] = {}
     float_reasons: dict[str, str] = {}
     bare: list[str] = []
+    shared = _called_more_than_once(model)
     for layer in model.layers:
         kind = quantization_of(layer)
+        if layer.name in shared and type(layer) is tf_keras.layers.BatchNormalization:
+            # TF-MOT folds one into the convolution before it only where each has one call, and refuses it elsewhere.
+            kind = "output"
         if kind == "output":
             configs[layer.name] = OutputConfig()
         elif kind == "pass":
             configs[layer.name] = PassConfig()
         elif kind == "island":
             configs[layer.name] = OutputConfig()
-            float_reasons[layer.name] = f"{type(layer).__name__} has no integer kernel"
+            float_reasons[layer.name] = (
+                f"{getattr(layer, 'computes', type(layer).__name__)} has no integer kernel"
+            )
         elif kind == "bare":
             bare.append(layer.name)
     ours = {

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import tf_keras
 
 from keras_kd.compression import tfmot
 from keras_kd.compression.kernels import most_clusters, sparsity_of, trained_kernels
@@ -70,6 +71,39 @@ def layer_rows(
             )
         )
     return tuple(rows)
+
+
+def island_note(plain: Any, float_reasons: Mapping[str, str]) -> list[str]:
+    """One sentence on all float islands together, or nothing where there is none. Arguments as for `layer_rows`."""
+    if not float_reasons:
+        return []
+    cost = sum(_extra_bytes(layer) for layer in plain.layers if layer.name in float_reasons)
+    return [
+        f"{len(float_reasons)} of {len(plain.layers)} layers stay float, {cost:,} bytes of weights more than in int8: "
+        + ", ".join(float_reasons)
+    ]
+
+
+def converter_notes(plain: Any, quantization: str | None) -> list[str]:
+    """What TFLiteConverter (TensorFlow 2.21) is known to get wrong in this model, a sentence each.
+
+    It gives an LSTM's output the scale of the concatenation that reads it, and its state keeps another.
+    """
+    if quantization not in ("int8_qat", "int8_ptq"):
+        return []
+    found = [
+        layer.name
+        for layer in plain.layers
+        if isinstance(layer, tf_keras.layers.Bidirectional)
+        and layer.merge_mode == "concat"
+        and isinstance(layer.forward_layer, tf_keras.layers.LSTM)
+    ]
+    if not found:
+        return []
+    return [
+        f"the converter rounds concatenated LSTMs badly to int8, and so {', '.join(found)}: compare the file with the "
+        "model, or use Bidirectional(..., merge_mode='sum')"
+    ]
 
 
 def _computes(layer: Any) -> bool:

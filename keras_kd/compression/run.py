@@ -10,77 +10,24 @@ import tensorflow as tf
 import tf_keras
 
 from keras_kd.compression import adapt, batches, tfmot
-from keras_kd.compression.backup import Backup
 from keras_kd.compression.kernels import kernels
 from keras_kd.compression.masks import MaskedKernels
-from keras_kd.compression.plan import LayerPlan, check_clusters, check_sparsity, plan_layers
+from keras_kd.compression.plan import LayerPlan, check_clusters, check_finite, check_sparsity, plan_layers
 from keras_kd.compression.post_training import correct_bias, equalize
+from keras_kd.compression.preparation import Settings, Training, phases_of, prepare
 from keras_kd.compression.quantize_configs import quantize
 from keras_kd.compression.recipe import CompressionRecipe, Pruning, block_of
 from keras_kd.compression.report import CompressionReport
-from keras_kd.compression.rows import layer_rows
+from keras_kd.compression.rows import converter_notes, island_note, layer_rows
 from keras_kd.compression.schedule import pruning_steps
 from keras_kd.compression.sensitivity import AUTO_SPARSITIES, measure_layers
-from keras_kd.compression.student import Student, feature_tensors, private_copy
-from keras_kd.compression.teaching import Teaching, is_precomputed, teach
+from keras_kd.compression.student import feature_tensors, private_copy
 from keras_kd.compression.trainer import BestEpoch, FineTuner
-from keras_kd.errors import nearest, raise_all
 from keras_kd.teachers.targets import unpack
 
-PHASES = ("prune", "cluster", "quantize")
 _TITLES = {"prune": "Pruning", "cluster": "Clustering", "quantize": "Quantization-aware training"}
-_FIT_ARGUMENTS = (
-    "callbacks",
-    "class_weight",
-    "loss_weights",
-    "sample_weight",
-    "steps_per_epoch",
-    "validation_freq",
-    "verbose",
-    "weighted_metrics",
-)
 _DEFAULT_LEARNING_RATE = 1e-3
 _SENSITIVITY_BATCHES = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The arguments of `compress` that are neither models nor data."""
-
-    recipe: CompressionRecipe
-    epochs: int | Mapping[str, int]
-    batch_size: int
-    loss: Any
-    optimizer: Any
-    metrics: Any
-    seed: int
-    distillation_losses: Any
-    distillation_loss_weights: Any
-    student_loss_weight: float
-    teacher_preprocessing: Any
-    backup_dir: Any
-    fit: Mapping[str, Any]
-
-
-@dataclasses.dataclass
-class _Training:
-    """Everything that a phase needs, checked and adapted."""
-
-    data: batches.Batches | None
-    validation: Any
-    loss: Any
-    loss_weights: Any
-    optimizer: Any
-    metrics: Any
-    weighted_metrics: Any
-    callbacks: list[Any]
-    teaching: Teaching | None
-    output_names: list[str]
-    epochs: dict[str, int]
-    fit: dict[str, Any]
-    backup: Backup
-    history: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
-    best: dict[str, int | None] = dataclasses.field(default_factory=dict)
 
 
 def run(
@@ -97,7 +44,7 @@ def run(
     both = private_copy(student, seed=settings.seed)
     model = both.model
     phases = phases_of(recipe)
-    training = _prepare(both, x, y, teacher, validation_data, settings, phases)
+    training = prepare(both, x, y, teacher, validation_data, settings, phases)
     calibration = batches.calibration_sample(x, seed=settings.seed)
     notes: list[str] = []
     admitted, refusal = None, None
@@ -114,6 +61,7 @@ def run(
     plans = plan_layers(model, recipe.pruning, recipe.clustering, policy_layers=admitted, auto=auto)
 
     def check(stage: Any, when: str, wrappers: Mapping[str, Any] | None = None) -> None:
+        check_finite(model, when=when)
         if recipe.pruning is not None:
             check_sparsity(stage, plans, recipe.pruning, when=when, wrappers=wrappers)
         if recipe.clustering is not None and when != "after pruning":
@@ -139,152 +87,17 @@ def run(
         notes.append(f"bias correction of {correct_bias(model, calibration)} layers")
     training.backup.clear(phases)
     rows = layer_rows(plain, model, plans, recipe, float_reasons)
+    notes += island_note(plain, float_reasons) + converter_notes(plain, recipe.quantization)
     report = CompressionReport(str(recipe), rows, training.history, training.best, tuple(notes))
     return model, plain, report, calibration
 
 
-def phases_of(recipe: CompressionRecipe) -> tuple[str, ...]:
-    """The parts of a recipe that train.
-
-    Example:
-      >>> [phases_of(CompressionRecipe.from_name(name)) for name in ("prune75-int8", "int8_ptq")]
-      [('prune', 'quantize'), ()]
-    """
-    wanted = (recipe.pruning is not None, recipe.clustering is not None, recipe.quantization == "int8_qat")
-    return tuple(phase for phase, needed in zip(PHASES, wanted) if needed)
-
-
-def _prepare(
-    student: Student,
-    x: Any,
-    y: Any,
-    teacher: Any,
-    validation_data: Any,
-    settings: Settings,
-    phases: tuple[str, ...],
-) -> _Training:
-    """Checks and adapts every argument before any work; all problems come in one error."""
-    problems: list[str] = []
-    fit = dict(settings.fit)
-    for name in fit:
-        if name not in _FIT_ARGUMENTS:
-            problems.append(f"compress takes no argument {name!r}.{nearest(name, _FIT_ARGUMENTS)}")
-    compiled = adapt.compiled_settings(student.original)
-
-    def attempt(action: Any, *args: Any) -> Any:
-        try:
-            return action(*args)
-        except (adapt.AdaptationError, batches.DataError) as error:
-            problems.append(str(error))
-            return None
-
-    names = list(student.model.output_names)
-    loss = settings.loss if settings.loss is not None else compiled.get("loss")
-    metrics = settings.metrics if settings.metrics is not None else compiled.get("metrics")
-    own_loss, own_metrics = settings.loss is None, settings.metrics is None
-    loss_weights = fit.pop("loss_weights", compiled.get("loss_weights") if own_loss else None)
-    weighted = fit.pop("weighted_metrics", compiled.get("weighted_metrics") if own_metrics else None)
-    optimizer = settings.optimizer if settings.optimizer is not None else compiled.get("optimizer")
-    loss = attempt(lambda: adapt.by_output(adapt.adapt_loss(loss), names, "loss"))
-    metrics = attempt(lambda: adapt.by_output(adapt.adapt_metrics(metrics), names, "metrics"))
-    loss_weights = attempt(lambda: adapt.by_output(loss_weights, names, "loss_weights"))
-    weighted = attempt(lambda: adapt.by_output(adapt.adapt_metrics(weighted), names, "weighted_metrics"))
-    if optimizer is not None:
-        attempt(adapt.adapt_optimizer, optimizer)
-    callbacks = attempt(adapt.adapt_callbacks, fit.pop("callbacks", None)) or []
-    epochs = attempt(_epochs, settings.epochs, phases) or {}
-    replayed = None
-    if is_precomputed(teacher) and not batches.is_dataset(x):
-        weights = fit.pop("sample_weight", None)
-
-        def replayed(epoch: int, x: Any = x, y: Any = y) -> Any:
-            """The cache's own data set, from an epoch on; every pass over it is the next epoch."""
-            options = {"batch_size": settings.batch_size, "seed": settings.seed, "sample_weight": weights}
-            return teacher.dataset(x, y, initial_epoch=epoch, **options)
-
-        x, y = replayed(0), None
-    sample_weight, steps = fit.pop("sample_weight", None), fit.pop("steps_per_epoch", None)
-    data = validation = None
-    if phases:
-        data = attempt(
-            lambda: batches.training_batches(
-                x,
-                y,
-                sample_weight=sample_weight,
-                batch_size=settings.batch_size,
-                steps_per_epoch=steps,
-                seed=settings.seed,
-            )
-        )
-        validation = attempt(
-            lambda: batches.validation_batches(validation_data, batch_size=settings.batch_size)
-        )
-        if data is not None and replayed is not None:
-            data = dataclasses.replace(data, dataset=lambda epoch: batches.endless(replayed(epoch)))
-        if data is not None and not data.has_labels and teacher is None:
-            problems.append(f"{' and '.join(phases)} need training: pass labels y, or a teacher")
-        if data is not None and data.has_labels and loss is None and not problems:
-            problems.append("loss is missing: the student is not compiled, so pass loss=")
-    if not 0 <= settings.student_loss_weight <= 1:
-        problems.append(f"student_loss_weight must be in [0, 1], got {settings.student_loss_weight!r}")
-    raise_all(problems, subject="compress cannot start")
-    fingerprint = {
-        "recipe": str(settings.recipe),
-        "epochs": epochs,
-        "steps": data.steps if data is not None else None,
-        "seed": settings.seed,
-        "parameters": int(student.model.count_params()),
-    }
-    backup = Backup(settings.backup_dir if phases else None, fingerprint)
-    teaching = None
-    if teacher is not None and data is not None:
-        teaching = teach(
-            teacher,
-            student,
-            distillation_losses=settings.distillation_losses,
-            distillation_loss_weights=settings.distillation_loss_weights,
-            student_loss_weight=settings.student_loss_weight,
-            preprocessing=settings.teacher_preprocessing,
-            batch=unpack(next(iter(data.dataset(0)))[0]),
-        )
-    return _Training(
-        data,
-        validation,
-        loss,
-        loss_weights,
-        optimizer,
-        metrics,
-        weighted,
-        callbacks,
-        teaching,
-        names,
-        epochs,
-        fit,
-        backup,
-    )
-
-
-def _epochs(epochs: int | Mapping[str, int], phases: tuple[str, ...]) -> dict[str, int]:
-    if isinstance(epochs, Mapping):
-        unknown = [name for name in epochs if name not in PHASES]
-        missing = [name for name in phases if name not in epochs]
-        if unknown or missing:
-            raise adapt.AdaptationError(f"epochs: unknown phases {unknown}, missing phases {missing}")
-        chosen = {phase: epochs[phase] for phase in phases}
-    else:
-        chosen = dict.fromkeys(phases, epochs)
-    wrong = {phase: count for phase, count in chosen.items() if not isinstance(count, int) or count < 1}
-    if wrong:
-        raise adapt.AdaptationError(f"epochs must be integers of 1 or more, got {wrong}")
-    return chosen
-
-
 def _allocated(
-    model: Any, pruning: Pruning, admitted: set[str] | None, training: _Training
+    model: Any, pruning: Pruning, admitted: set[str] | None, training: Training
 ) -> tuple[dict[str, float], str]:
     """Sparsity per layer from a measurement on the first batches of training data."""
     data = training.data
-    assert data is not None  # _prepare made sure: pruning is a phase
+    assert data is not None  # prepare made sure: pruning is a phase
     if not data.has_labels or len(model.outputs) != 1:
         raise ValueError(
             "Pruning(per_layer='auto') measures the labels' loss: it needs labels and one output"
@@ -308,11 +121,11 @@ def _allocated(
     return chosen, f"sparsity per layer by sensitivity on {examples} training examples: {shown}"
 
 
-def _prune(model: Any, pruning: Pruning, plans: Mapping[str, LayerPlan], training: _Training) -> Any:
+def _prune(model: Any, pruning: Pruning, plans: Mapping[str, LayerPlan], training: Training) -> Any:
     if _was_finished("prune", model, training):
         return model
     data = training.data
-    assert data is not None  # _prepare made sure: pruning is a phase
+    assert data is not None  # prepare made sure: pruning is a phase
     steps = pruning_steps(data.steps * training.epochs["prune"], pruning.begin, pruning.end)
     block, two_of_four = block_of(pruning.pattern) or (1, 1), pruning.pattern == "2:4"
     by_tfmot: dict[str, float] = {}
@@ -338,7 +151,7 @@ def _prune(model: Any, pruning: Pruning, plans: Mapping[str, LayerPlan], trainin
     return stripped
 
 
-def _cluster(model: Any, plans: Mapping[str, LayerPlan], training: _Training, *, keep_zeros: bool) -> Any:
+def _cluster(model: Any, plans: Mapping[str, LayerPlan], training: Training, *, keep_zeros: bool) -> Any:
     if _was_finished("cluster", model, training):
         return model
     clusters = {name: plan.clusters for name, plan in plans.items() if plan.clusters is not None}
@@ -349,7 +162,7 @@ def _cluster(model: Any, plans: Mapping[str, LayerPlan], training: _Training, *,
     return stripped
 
 
-def _was_finished(phase: str, model: Any, training: _Training) -> bool:
+def _was_finished(phase: str, model: Any, training: Training) -> bool:
     """Whether an earlier run finished this phase; its weights are in `model` then."""
     facts = training.backup.finished(phase, model)
     if facts is not None:
@@ -360,7 +173,7 @@ def _was_finished(phase: str, model: Any, training: _Training) -> bool:
 def _fit(
     phase: str,
     model: Any,
-    training: _Training,
+    training: Training,
     *,
     masks: MaskedKernels | None = None,
     first: int = 0,
@@ -380,6 +193,7 @@ def _fit(
         masks=masks,
         total_steps=data.steps * epochs,
         output_names=training.output_names,
+        keyed=training.keyed_outputs,
     )
     tuner.compile(
         optimizer=_optimizer(training.optimizer, data.steps * epochs),

@@ -19,6 +19,10 @@ from keras_kd.teachers.ensemble import TeacherEnsemble
 from keras_kd.teachers.runner import outputs_of
 from keras_kd.teachers.targets import PrecomputedTeacher
 
+# A pruned student cannot follow a strong teacher's large logits in a few epochs; probabilities it can. Higher
+# temperatures cost accuracy there (benchmarks/compress_with_teacher.py).
+_TEMPERATURE = 1.0
+
 
 @dataclass(frozen=True)
 class Teaching:
@@ -30,13 +34,13 @@ class Teaching:
         by layer name). Runs the teacher as at prediction time.
       objective: the distillation losses, bound to both models.
       taps: tapped layers of the student: name in the student as handed in -> layer of the tf_keras student.
-      student_loss_weight: weight of the labels' loss; the rest, up to 1, is the teacher's.
+      student_loss_weight: weight of the labels' loss; the rest, up to 1, is the teacher's. A number or a schedule.
     """
 
     forward: Callable[[Any, Mapping[str, Any] | None], tuple[Any, Mapping[str, Any]]]
     objective: DistillationObjective
     taps: Mapping[str, str]
-    student_loss_weight: float
+    student_loss_weight: Any
 
     @property
     def trainable_variables(self) -> list[tf.Variable]:
@@ -55,7 +59,7 @@ def teach(
     *,
     distillation_losses: Any,
     distillation_loss_weights: Any,
-    student_loss_weight: float,
+    student_loss_weight: Any,
     preprocessing: Callable[[Any], Any] | None,
     batch: tuple[Any, Mapping[str, Any] | None],
 ) -> Teaching:
@@ -64,7 +68,7 @@ def teach(
     Args:
       teacher: a Keras 3 or tf_keras model, a list of Keras 3 models, a `TeacherEnsemble` or a `TeacherCache`.
       student: both forms of the student.
-      distillation_losses: None is `LogitsDistillation()`.
+      distillation_losses: None is `LogitsDistillation(temperature=1.0)`.
       distillation_loss_weights: as for `Distiller`.
       student_loss_weight: share of the labels' loss.
       preprocessing: from the student's input batch to the teacher's.
@@ -75,7 +79,7 @@ def teach(
     """
     if isinstance(teacher, list | tuple):
         teacher = TeacherEnsemble(teacher)
-    losses = LogitsDistillation() if distillation_losses is None else distillation_losses
+    losses = LogitsDistillation(_TEMPERATURE) if distillation_losses is None else distillation_losses
     objective = DistillationObjective(losses, distillation_loss_weights)
     taps = {name: student.layer_name(name) for name in objective.student_layer_names}
     original = student.original

@@ -12,6 +12,7 @@ from keras_kd.compression.adapt import better
 from keras_kd.compression.masks import MaskedKernels
 from keras_kd.compression.teaching import Teaching
 from keras_kd.compression.tfmot import trained_variables
+from keras_kd.schedules import value_at
 from keras_kd.teachers.targets import unpack
 
 
@@ -28,6 +29,16 @@ class FineTuner(tf_keras.Model):
 
     Logs ``loss``, and with a teacher ``student_loss``, ``distillation_loss`` and one entry per named loss.
     Validation runs no teacher: ``val_loss`` is the student's own loss.
+
+    Args:
+      student: the model to train.
+      teaching: the teacher's part, or None.
+      has_labels: whether the data carry labels.
+      feature_tensors: the student's tapped tensors by name.
+      masks: what is to stay zero, or None.
+      total_steps: of this phase.
+      output_names: of the student, in the order of its outputs.
+      keyed: the outputs are a dict by these names.
     """
 
     def __init__(
@@ -40,9 +51,10 @@ class FineTuner(tf_keras.Model):
         masks: MaskedKernels | None,
         total_steps: int,
         output_names: Sequence[str],
+        keyed: bool = False,
     ):
         super().__init__(name="fine_tuner")
-        self._output_order = tuple(output_names)
+        self._output_order, self._keyed = tuple(output_names), keyed
         self.student = student
         self._has_labels = has_labels
         # Plain objects behind a callable: tf_keras must neither track the Keras 3 teacher as part of this
@@ -59,15 +71,21 @@ class FineTuner(tf_keras.Model):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """See tf_keras."""
-        return self.student(x, training=training)
+        return self._ordered(self._named(self.student(x, training=training)))
+
+    def _named(self, outputs: Any) -> Any:
+        """Outputs as the student as handed in gives them; TF-MOT's wrapping makes lists of dicts."""
+        return (
+            dict(zip(self._output_order, tf.nest.flatten(outputs), strict=True)) if self._keyed else outputs
+        )
 
     def _forward_with_features(self, x: Any) -> tuple[Any, dict[str, Any]]:
         if self._tapped is None:
-            return self(x, training=True), {}
+            return self._named(self.student(x, training=True)), {}
         outputs, features = self._tapped(x, training=True)
         if len(self.student.outputs) == 1:
             outputs = outputs[0]
-        return outputs, dict(zip(self._feature_names, features, strict=True))
+        return self._named(outputs), dict(zip(self._feature_names, features, strict=True))
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """See tf_keras."""
@@ -78,7 +96,8 @@ class FineTuner(tf_keras.Model):
         # Outside the tape: the teacher's activations need not be kept for a gradient nobody asks for.
         taught, teacher_features = teaching.forward(x, targets) if teaching else (None, {})
         with tf.GradientTape() as tape:
-            outputs, features = self._forward_with_features(x)
+            named_outputs, features = self._forward_with_features(x)
+            outputs = self._ordered(named_outputs)
             # With no labels this is the sum of the layers' own losses (regularizers, activity).
             total = (
                 self.compute_loss(x, y, outputs, weight)
@@ -89,7 +108,7 @@ class FineTuner(tf_keras.Model):
             if teaching:
                 distilled, named = teaching.objective(
                     taught,
-                    outputs,
+                    named_outputs,
                     teacher_features,
                     features,
                     labels=labels,
@@ -98,14 +117,34 @@ class FineTuner(tf_keras.Model):
                     total_steps=self._untracked.total_steps,
                 )
                 logs = {"student_loss": total, "distillation_loss": distilled, **named}
-                share = teaching.student_loss_weight if self._has_labels else 0.0
-                total = (share * total if self._has_labels else total) + (1.0 - share) * distilled
+                if self._has_labels:
+                    share = tf.cast(
+                        value_at(
+                            teaching.student_loss_weight,
+                            self.optimizer.iterations,
+                            self._untracked.total_steps,
+                        ),
+                        total.dtype,
+                    )
+                    total = share * total + (1.0 - share) * distilled
+                else:
+                    total += distilled
         adapters = teaching.trainable_variables if teaching else []
-        self.optimizer.minimize(total, [*trained_variables(self.student), *adapters], tape=tape)
+        self._update(tape, total, [*trained_variables(self.student), *adapters])
         if masks is not None:
             masks.apply(tf.cast(self.optimizer.iterations, tf.int64))
         metrics = self.compute_metrics(x, y, outputs, weight) if self._has_labels else {}
         return {**metrics, **self._averaged({"loss": total, **logs})}
+
+    def _update(self, tape: tf.GradientTape, total: Any, variables: list[Any]) -> None:
+        """One step of the optimizer."""
+        if isinstance(self.optimizer, tf_keras.optimizers.legacy.Optimizer) or not _is_one_replica():
+            self.optimizer.minimize(total, variables, tape=tape)
+            return
+        # With one replica there is nothing to sum up. TensorFlow 2.21 enters the sum's gradient, and with it the whole
+        # graph of this step, into a registry that nothing leaves, for each `fit` of a new model.
+        gradients = self.optimizer.compute_gradients(total, variables, tape)
+        self.optimizer.apply_gradients(gradients, skip_gradients_aggregation=True)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """See tf_keras."""
@@ -133,6 +172,10 @@ class FineTuner(tf_keras.Model):
         super().reset_metrics()
         for mean in self._untracked.means.values():
             mean.reset_state()
+
+
+def _is_one_replica() -> bool:
+    return tf.distribute.get_strategy().num_replicas_in_sync == 1
 
 
 class BestEpoch(tf_keras.callbacks.Callback):

@@ -1,5 +1,6 @@
 """Distillation losses on the outputs of two networks: thin serialisable classes over `losses.logits`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -46,6 +47,7 @@ class LogitsLoss(DistillationLoss):
     """
 
     output_kind = "logits"
+    _numbers: tuple[str, ...] = ()  # the constructor's numbers, each of which may be a schedule
 
     def __init__(self, *, from_logits: Any = "auto", output_name: str | None = None, name: str | None = None):
         self.from_logits = check_from_logits(from_logits)
@@ -60,8 +62,21 @@ class LogitsLoss(DistillationLoss):
     def _value(self, value: Any, kwargs: dict[str, Any]) -> Any:
         return value_at(value, kwargs.get("step"), kwargs.get("total_steps"))
 
-    def _base_config(self) -> dict[str, Any]:
-        return {"from_logits": pack(self.from_logits), "output_name": self.output_name, "name": self.name}
+    def _apply(
+        self, function: Callable[..., Tensor], teacher: Any, student: Any, kwargs: dict[str, Any], **more: Any
+    ) -> Tensor:
+        """`function` of the two logits, the numbers at this step and the mask."""
+        numbers = {name: self._value(getattr(self, name), kwargs) for name in self._numbers}
+        logits = self._logits(self._single(teacher, "teacher"), self._single(student, "student"), kwargs)
+        return function(*logits, **numbers, **more, mask=_item(kwargs.get("mask"), 0))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **{name: pack(getattr(self, name)) for name in self._numbers},
+            "from_logits": pack(self.from_logits),
+            "output_name": self.output_name,
+            "name": self.name,
+        }
 
     def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
         """Raise `ValueError` unless both outputs have one structure and the same shapes."""
@@ -110,6 +125,8 @@ class LogitsDistillation(LogitsLoss):
 
     Source: Hinton et al. 2015, arXiv:1503.02531, section 2.
     """
+
+    _numbers = ("temperature",)
 
     def __init__(
         self,
@@ -184,10 +201,9 @@ class LogitsDistillation(LogitsLoss):
 
     def get_config(self) -> dict[str, Any]:
         return {
-            "temperature": pack(self.temperature),
+            **super().get_config(),
             "loss": pack(self._loss_argument),
             "standardize": self.standardize,
-            **self._base_config(),
         }
 
 
@@ -214,6 +230,7 @@ class DecoupledDistillation(LogitsLoss):
     """
 
     needs_labels = True
+    _numbers = ("alpha", "beta", "temperature")
 
     def __init__(self, alpha: Any = 1.0, beta: Any = 8.0, temperature: Any = 4.0, **kwargs: Any):
         super().__init__(**kwargs)
@@ -225,26 +242,8 @@ class DecoupledDistillation(LogitsLoss):
         self, teacher_outputs: Any, student_outputs: Any, *, labels: Any = None, **kwargs: Any
     ) -> Tensor:
         """Float [batch]."""
-        teacher, student = self._logits(
-            self._single(teacher_outputs, "teacher"), self._single(student_outputs, "student"), kwargs
-        )
-        return functions.decoupled_kl(
-            teacher,
-            student,
-            _labels(self, labels),
-            alpha=self._value(self.alpha, kwargs),
-            beta=self._value(self.beta, kwargs),
-            temperature=self._value(self.temperature, kwargs),
-            mask=_item(kwargs.get("mask"), 0),
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "alpha": pack(self.alpha),
-            "beta": pack(self.beta),
-            "temperature": pack(self.temperature),
-            **self._base_config(),
-        }
+        labels = _labels(self, labels)
+        return self._apply(functions.decoupled_kl, teacher_outputs, student_outputs, kwargs, labels=labels)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -269,6 +268,7 @@ class NormalizedDistillation(LogitsLoss):
     """
 
     needs_labels = True
+    _numbers = ("gamma", "temperature")
 
     def __init__(self, gamma: Any = 1.5, temperature: Any = 1.0, **kwargs: Any):
         super().__init__(**kwargs)
@@ -279,20 +279,8 @@ class NormalizedDistillation(LogitsLoss):
         self, teacher_outputs: Any, student_outputs: Any, *, labels: Any = None, **kwargs: Any
     ) -> Tensor:
         """Float [batch]."""
-        teacher, student = self._logits(
-            self._single(teacher_outputs, "teacher"), self._single(student_outputs, "student"), kwargs
-        )
-        return functions.normalized_kd(
-            teacher,
-            student,
-            _labels(self, labels),
-            gamma=self._value(self.gamma, kwargs),
-            temperature=self._value(self.temperature, kwargs),
-            mask=_item(kwargs.get("mask"), 0),
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        return {"gamma": pack(self.gamma), "temperature": pack(self.temperature), **self._base_config()}
+        labels = _labels(self, labels)
+        return self._apply(functions.normalized_kd, teacher_outputs, student_outputs, kwargs, labels=labels)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -317,6 +305,7 @@ class CorrelationDistillation(LogitsLoss):
     """
 
     per_example = False
+    _numbers = ("beta", "gamma", "temperature")
 
     def __init__(self, beta: Any = 1.0, gamma: Any = 1.0, temperature: Any = 1.0, **kwargs: Any):
         super().__init__(**kwargs)
@@ -326,25 +315,7 @@ class CorrelationDistillation(LogitsLoss):
 
     def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Tensor:
         """Float scalar."""
-        teacher, student = self._logits(
-            self._single(teacher_outputs, "teacher"), self._single(student_outputs, "student"), kwargs
-        )
-        return functions.correlation_distance(
-            teacher,
-            student,
-            beta=self._value(self.beta, kwargs),
-            gamma=self._value(self.gamma, kwargs),
-            temperature=self._value(self.temperature, kwargs),
-            mask=_item(kwargs.get("mask"), 0),
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "beta": pack(self.beta),
-            "gamma": pack(self.gamma),
-            "temperature": pack(self.temperature),
-            **self._base_config(),
-        }
+        return self._apply(functions.correlation_distance, teacher_outputs, student_outputs, kwargs)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -367,6 +338,7 @@ class BinaryLogitsDistillation(LogitsLoss):
     """
 
     output_kind = "binary"
+    _numbers = ("temperature",)
 
     def __init__(self, temperature: Any = 1.0, **kwargs: Any):
         super().__init__(**kwargs)
@@ -374,18 +346,7 @@ class BinaryLogitsDistillation(LogitsLoss):
 
     def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Tensor:
         """Float [batch]."""
-        teacher, student = self._logits(
-            self._single(teacher_outputs, "teacher"), self._single(student_outputs, "student"), kwargs
-        )
-        return functions.soft_target_bce(
-            teacher,
-            student,
-            temperature=self._value(self.temperature, kwargs),
-            mask=_item(kwargs.get("mask"), 0),
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        return {"temperature": pack(self.temperature), **self._base_config()}
+        return self._apply(functions.soft_target_bce, teacher_outputs, student_outputs, kwargs)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")

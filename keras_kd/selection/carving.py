@@ -18,6 +18,7 @@ from keras_kd.selection.examples_of import sample_of
 from keras_kd.selection.label_loss import label_loss
 from keras_kd.selection.pools import Costs, Pool, costs_of, keep_best, largest_fraction, pools_of
 from keras_kd.selection.rebuilding import rebuild
+from keras_kd.selection.reconstruction import can_be_fitted, examples_for
 from keras_kd.selection.statistics import SAMPLE as STATISTICS_SAMPLE
 from keras_kd.selection.statistics import correct_statistics
 from tflite_tools.text_table import text_table
@@ -106,6 +107,7 @@ def carve_student(
     depth: float | int | None = None,
     criterion: str = "l1",
     loss: Any = None,
+    reconstruct: bool = False,
 ) -> keras.Model:
     """A smaller model made of the teacher's most important channels, with the teacher's weights.
 
@@ -120,7 +122,8 @@ def carve_student(
         that stays.
       x: real inputs (arrays, a batched `tf.data.Dataset` or a `PyDataset`, of which up to 1024 examples are looked
         at), for the criteria that need them. Where it is given, the moving statistics of the student's
-        BatchNormalizations are corrected on it for what was removed; its trainable weights are always the teacher's.
+        BatchNormalizations are corrected on it for what was removed. Its trainable weights stay the teacher's
+        unless `reconstruct` is set.
       y: labels, for "taylor".
       max_params: most numbers in all weights.
       max_macs: most multiply-accumulates per example, in convolutions and Dense layers.
@@ -131,6 +134,9 @@ def carve_student(
       criterion: what makes a channel important: "l1", "bn_scale", "activation" (needs x) or "taylor" (needs x and y).
       loss: for "taylor": a Keras loss, its name, or a function (labels, outputs); None takes the teacher's own or
         the cross-entropy that fits.
+      reconstruct: fit the kernels of Dense and convolution layers, by least squares on up to 1024 examples of x, so
+        that each puts out what it put out in the teacher, from the inputs that are left. The student starts from a
+        better place (docs/selective.md shows how much), with weights that are no longer the teacher's own.
 
     Returns:
       An ordinary Keras model with the teacher's layer names, trainable throughout and not compiled.
@@ -147,6 +153,7 @@ def carve_student(
       [8, 3]
 
     Source: Fang et al. 2023, arXiv:2301.12900 (channels that depend on each other); the criteria name theirs.
+      He et al. 2017, arXiv:1707.06168 (reconstruction).
     """
     return carve(
         teacher,
@@ -160,6 +167,7 @@ def carve_student(
         depth=depth,
         criterion=criterion,
         loss=loss,
+        reconstruct=reconstruct,
     ).student
 
 
@@ -176,6 +184,7 @@ def carve(
     depth: float | int | None = None,
     criterion: str = "l1",
     loss: Any = None,
+    reconstruct: bool = False,
 ) -> Carving:
     """`carve_student` with the account of what was kept: same arguments, same errors.
 
@@ -191,12 +200,15 @@ def carve(
       204 bytes before, 108 after
     """
     budgets = {"max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes}
-    problems = _argument_problems(keep, x, y, budgets, round_to, depth, criterion)
+    problems = _argument_problems(keep, x, y, budgets, round_to, depth, criterion, reconstruct)
     raise_all(problems, subject="The student cannot be carved like this")
     before_graph = read_channels(teacher)
     before = costs_of(teacher, before_graph, np.ones(len(before_graph.roots()), dtype=bool))
     inputs, labels = (None, None) if x is None else sample_of(x, y, count=SAMPLE)
-    statistics_inputs = None if x is None else sample_of(inputs, count=STATISTICS_SAMPLE)[0]
+    statistics_inputs = None
+    if x is not None:
+        seen_at_once = examples_for(inputs) if reconstruct else STATISTICS_SAMPLE
+        statistics_inputs = sample_of(inputs, count=seen_at_once)[0]
     if criterion == "taylor" and labels is None:
         raise ValueError(
             "The student cannot be carved like this: criterion 'taylor' needs labels, and x holds none."
@@ -221,7 +233,8 @@ def carve(
         masks = {
             key: kept[cut.weight_ids["moving_mean"][0]] for key, cut in graph.cuts.items() if _normalizes(cut)
         }
-        correct_statistics(model, student, pairs, masks, statistics_inputs)
+        left = _left_outputs(graph, kept) if reconstruct else None
+        correct_statistics(model, student, pairs, masks, statistics_inputs, left)
     if graph.whole:
         names = "; ".join(f"{path} ({why})" for path, why in graph.whole.items())
         warnings.warn(
@@ -236,6 +249,16 @@ def carve(
         whole=dict(graph.whole),
         dropped_blocks=dropped,
     )
+
+
+def _left_outputs(graph: ChannelGraph, kept: np.ndarray) -> dict[int, np.ndarray]:
+    """{id() of a layer: bool [outputs]} of the layers whose kernels can be fitted."""
+    found = {}
+    for key, cut in graph.cuts.items():
+        ids = cut.weight_ids.get("kernel", (None,))[-1]
+        if can_be_fitted(cut.layer) and ids is not None:
+            found[key] = kept[ids]
+    return found
 
 
 def _normalizes(cut: Any) -> bool:
@@ -326,7 +349,14 @@ def _fraction(
 
 
 def _argument_problems(
-    keep: Any, x: Any, y: Any, budgets: dict[str, Any], round_to: Any, depth: Any, criterion: Any
+    keep: Any,
+    x: Any,
+    y: Any,
+    budgets: dict[str, Any],
+    round_to: Any,
+    depth: Any,
+    criterion: Any,
+    reconstruct: Any,
 ) -> list[str]:
     problems = []
     if keep is not None and (not _is_number(keep) or not 0.0 < keep <= 1.0):
@@ -348,6 +378,10 @@ def _argument_problems(
         )
     elif criterion in ("activation", "taylor") and x is None:
         problems.append(f"criterion {criterion!r} looks at real inputs: give x.")
+    if not isinstance(reconstruct, bool):
+        problems.append(f"reconstruct must be True or False, got {reconstruct!r}.")
+    elif reconstruct and x is None:
+        problems.append("reconstruct=True fits kernels on real inputs: give x.")
     if criterion == "taylor" and x is not None and y is None and hasattr(x, "shape"):
         problems.append("criterion 'taylor' needs labels: give y.")
     return problems

@@ -40,8 +40,13 @@ class RankedPair:
 
     @property
     def score(self) -> float:
-        """Similarity times worth, plus the contribution where it was measured: a rule of thumb, not a law."""
-        return self.similarity * (1.0 if self.worth is None else self.worth) + (self.contribution or 0.0)
+        """Similarity * worth * (1 + 10 * contribution), at least 0: a rule of thumb, not a law.
+
+        Contributions are a few percent of a loss; the ten makes them as wide as the other two. Where one was not
+        measured, the factor that lacks is left out.
+        """
+        found = self.similarity * (1.0 if self.worth is None else self.worth)
+        return found if self.contribution is None else max(0.0, found * (1.0 + 10.0 * self.contribution))
 
     def with_contribution(self, contribution: float | None) -> "RankedPair":
         """The same pair, measured."""
@@ -152,7 +157,7 @@ class LayerRanking:
         return matrix
 
     def plot(self, path: Any = None, *, n: int = 3) -> Any:
-        """A heat map of the similarities, with the `n` best pairs marked, beside bars of the teacher layers' worth.
+        """A heat map of the similarities, the `n` best pairs marked; beside it the layers' worth and contributions.
 
         Args:
           path: where to write the picture (.png, .svg, .pdf); None writes none.
@@ -168,8 +173,8 @@ class LayerRanking:
                 "Plots need matplotlib, which is not installed. Install it with: pip install 'keras-kd[report]'"
             ) from error
         height = max(3.0, 0.28 * len(self.teacher_layers) + 1.2)
-        figure = Figure(figsize=(9.0, height), layout="constrained")
-        heat, bars = figure.subplots(1, 2, width_ratios=(2, 1), sharey=True)
+        figure = Figure(figsize=(10.0, height), layout="constrained")
+        heat, bars, gain_bars = figure.subplots(1, 3, width_ratios=(4, 2, 2), sharey=True)
         image = heat.imshow(self.similarities(), vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
         figure.colorbar(image, ax=heat, label="linear CKA", location="left")
         chosen = self.pairs(n)
@@ -179,18 +184,17 @@ class LayerRanking:
         heat.set_yticks(range(len(self.teacher_layers)), self.teacher_layers)
         heat.set_xlabel("student layer")
         worth = {pair.teacher_index: pair.worth for pair in self.all_pairs if pair.worth is not None}
-        bars.barh(list(worth), list(worth.values()), color="0.7", label="accuracy of a linear probe")
-        gains: dict[int, float] = {}
+        bars.barh(list(worth), list(worth.values()), color="0.7")
+        bars.set_xlim(0.0, 1.0)
+        bars.set_xlabel("accuracy of a linear probe")
+        best_gains: dict[int, float] = {}
         for pair in self.all_pairs:
             if pair.contribution is not None:
-                gains[pair.teacher_index] = max(pair.contribution, gains.get(pair.teacher_index, -np.inf))
-        bars.barh(
-            list(gains), list(gains.values()), height=0.35, color="tab:orange", label="best contribution"
-        )
-        bars.axvline(0.0, color="black", linewidth=0.8)
-        bars.set_xlabel("worth, contribution")
-        if worth or gains:
-            bars.legend(fontsize="small", loc="lower right")
+                place = pair.teacher_index
+                best_gains[place] = max(100.0 * pair.contribution, best_gains.get(place, -np.inf))
+        gain_bars.barh(list(best_gains), list(best_gains.values()), color="tab:orange")
+        gain_bars.axvline(0.0, color="black", linewidth=0.8)
+        gain_bars.set_xlabel("best contribution (%),\nof pairs that were tried")
         if path is not None:
             figure.savefig(path)
         return figure

@@ -10,7 +10,7 @@ from keras_kd.errors import raise_all
 from keras_kd.measure import classification_accuracy
 from keras_kd.selection.candidates import candidate_shapes, compatible
 from keras_kd.selection.cka import FEWEST_EXAMPLES, StreamingCKA
-from keras_kd.selection.contribution import ProbeRuns
+from keras_kd.selection.contribution import ProbeRuns, every_layer
 from keras_kd.selection.examples_of import batches_of, sample_of
 from keras_kd.selection.label_loss import chosen_loss
 from keras_kd.selection.layer_ranking import LayerRanking, RankedPair
@@ -226,7 +226,7 @@ def _probed(
     if labels is not None:
         few = keras.tree.map_structure(lambda array: array[:8], inputs)
         fit_loss = chosen_loss(student, loss, labels, student(few, training=False))
-    trainable = [(layer, layer.trainable) for layer in _every_layer(teacher)]
+    trainable = [(layer, layer.trainable) for layer in every_layer(teacher)]
     try:
         runs = ProbeRuns(
             teacher, student, inputs, labels, held_out, fit_loss=fit_loss, steps=steps, seed=seed
@@ -252,8 +252,3 @@ def _shortlist(pairs: list[RankedPair], count: int) -> list[RankedPair]:
         turns.append((seen.get(pair.student_layer, 0), len(turns), pair))
         seen[pair.student_layer] = seen.get(pair.student_layer, 0) + 1
     return [pair for _, _, pair in sorted(turns, key=lambda turn: turn[:2])[:count]]
-
-
-def _every_layer(model: Any) -> list[Any]:
-    """The model and all layers in it; the outer ones first, because setting theirs sets what is inside."""
-    return [model, *(inner for layer in getattr(model, "layers", []) for inner in _every_layer(layer))]

@@ -127,7 +127,7 @@ class RandomCrop(Augmentation):
 
 @dataclasses.dataclass(frozen=True)
 class RandomColor(Augmentation):
-    """Brightness, contrast and, for three channels, saturation and hue.
+    """Brightness, contrast and, for three channels, saturation and hue; 0 leaves any of them as it is.
 
     Args:
       brightness: largest change, as a fraction of the range of values.
@@ -147,14 +147,15 @@ class RandomColor(Augmentation):
         import tensorflow as tf
 
         image = tf.cast(example, tf.float32) / self.value_range
-        image = tf.image.stateless_random_brightness(image, self.brightness, _salted(seed, 5))
-        image = tf.image.stateless_random_contrast(
-            image, 1.0 - self.contrast, 1.0 + self.contrast, _salted(seed, 6)
-        )
-        if example.shape[-1] == 3:
-            image = tf.image.stateless_random_saturation(
-                image, 1.0 - self.saturation, 1.0 + self.saturation, _salted(seed, 7)
-            )
+        if self.brightness:
+            image = tf.image.stateless_random_brightness(image, self.brightness, _salted(seed, 5))
+        if self.contrast:  # TensorFlow takes no range of one number
+            low, high = 1.0 - self.contrast, 1.0 + self.contrast
+            image = tf.image.stateless_random_contrast(image, low, high, _salted(seed, 6))
+        if self.saturation and example.shape[-1] == 3:
+            low, high = 1.0 - self.saturation, 1.0 + self.saturation
+            image = tf.image.stateless_random_saturation(image, low, high, _salted(seed, 7))
+        if self.hue and example.shape[-1] == 3:
             image = tf.image.stateless_random_hue(image, self.hue, _salted(seed, 8))
         return _like(tf.clip_by_value(image, 0.0, 1.0) * self.value_range, example)
 

@@ -1,7 +1,9 @@
 """TeacherCache: the teacher runs once per example and view, and the student trains at the speed of plain training."""
 
+import functools
 import pathlib
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,13 +12,14 @@ import numpy as np
 from keras_kd.teachers import cache_build, cache_identity, cache_store, cache_teachers
 from keras_kd.teachers import cache_checks as checks
 from keras_kd.teachers.cache_errors import CacheError, CacheMismatchError
+from keras_kd.teachers.cache_facts import CacheFacts
 from keras_kd.teachers.cache_sources import DirectorySource, as_source
 from keras_kd.teachers.cache_store import Manifest, ShardReader
 from keras_kd.teachers.cache_views import Views
 from keras_kd.teachers.nests import leaves, map_leaves
 
 
-class TeacherCache:
+class TeacherCache(CacheFacts):
     """A teacher's answers on disk: what `Distiller` and `compress` take in the place of the teacher.
 
     Made by `TeacherCache.build` or `TeacherCache.open`, not by calling it.
@@ -49,10 +52,10 @@ class TeacherCache:
         augment: Callable[..., Any] | None = None,
         mix: Callable[..., Any] | None = None,
     ):
-        self.path = path
-        self._manifest = manifest
+        super().__init__(path, manifest)
         self._augment, self._mix = augment, mix
         self._reader = ShardReader(path, manifest)
+        self.epoch_counters: weakref.WeakSet[Any] = weakref.WeakSet()  # of the data sets that are in use
         self._trusted: dict[int, tuple[int, int]] = {}  # checked shards: (size, time of change)
 
     @classmethod
@@ -74,6 +77,8 @@ class TeacherCache:
         teacher_preprocessing: Callable[[Any], Any] | None = None,
         resume: bool = True,
         verbose: bool = True,
+        engine: str = "local",
+        ray_options: Mapping[str, Any] | None = None,
     ) -> "TeacherCache":
         """Run the teacher once per example and view, and store what it says.
 
@@ -82,8 +87,8 @@ class TeacherCache:
         Args:
           teacher: a Keras model, a list of them or a `TeacherEnsemble`, a .tflite file or artifact, or any callable
             from a NumPy batch to outputs [batch, ...].
-          x: arrays [examples, ...], a `tf.data.Dataset` or `PyDataset` of batches in a fixed order, or a folder of
-            images.
+          x: arrays [examples, ...], a `tf.data.Dataset` or `PyDataset` of batches in a fixed order, a folder of
+            images, a .npy or .npz file, or a `TFRecords` or `Loader` of `keras_kd.teachers.file_sources`.
           path: a folder, made if it is not there.
           y: labels, which are not stored: they are checked against x and the teacher's classes.
           batch_size: examples per forward pass of the teacher.
@@ -98,6 +103,10 @@ class TeacherCache:
           teacher_preprocessing: from the student's input batch to the teacher's.
           resume: False deletes what is at `path` and begins anew.
           verbose: print a line every few seconds.
+          engine: "local", or "ray" for the workers of a Ray cluster, which store the same bytes. Then x has to be
+            files or a `Loader`, and `path` on a file system that all machines share.
+          ray_options: {"address", "num_workers", "num_cpus", "num_gpus", ...}, see
+            `keras_kd.teachers.ray_options.RayOptions`.
 
         Raises:
           CacheError: arguments that do not fit, all of them in one message.
@@ -108,6 +117,7 @@ class TeacherCache:
         checks.check_build_arguments(
             batch_size=batch_size, views=views, augment=augment, mix=mix, top_k=top_k, seed=seed
         )
+        checks.check_engine(engine, ray_options)
         source = as_source(x)
         if y is not None and len(leaves(y)[0]) != source.count:
             raise CacheMismatchError(f"y has {len(leaves(y)[0]):,} entries for {source.count:,} examples.")
@@ -118,7 +128,18 @@ class TeacherCache:
         folder = pathlib.Path(path)
         seen = Views(seed, source.count, augment, mix)
         runner = cache_teachers.as_cached_teacher(teacher, tuple(layers), teacher_preprocessing)
-        manifest = cache_build.build(
+        build = cache_build.build
+        if engine == "ray":
+            from keras_kd.teachers import ray_build
+
+            build = functools.partial(
+                ray_build.build,
+                given_teacher=teacher,
+                layers=tuple(layers),
+                preprocessing=teacher_preprocessing,
+                options=ray_options,
+            )
+        manifest = build(
             folder,
             source,
             seen,
@@ -177,55 +198,6 @@ class TeacherCache:
             )
         return cls(folder, manifest, given["augment"], given["mix"])
 
-    # What a Distiller asks.
-
-    @property
-    def examples(self) -> int:
-        """Examples in each view."""
-        return self._manifest.examples
-
-    @property
-    def views(self) -> int:
-        """Views of each example."""
-        return self._manifest.views
-
-    @property
-    def layer_names(self) -> tuple[str, ...]:
-        """Layers whose features are stored."""
-        return tuple(self._manifest.layout.feature_shapes)
-
-    @property
-    def feature_shapes(self) -> Mapping[str, tuple[int | None, ...]]:
-        """{layer name: shape with the batch as None}."""
-        return {name: (None, *shape) for name, shape in self._manifest.layout.feature_shapes.items()}
-
-    @property
-    def output_shapes(self) -> list[tuple[int | None, ...]]:
-        """Shapes of the outputs with the batch as None."""
-        return [(None, *shape) for shape in self._manifest.layout.output_shapes]
-
-    @property
-    def output_names(self) -> list[str]:
-        """Names of the outputs, where the teacher had some."""
-        return list(self._manifest.teacher["output_names"])
-
-    @property
-    def outputs_are_logits(self) -> bool | None:
-        """True for logits, False for probabilities, None where the outputs differ in this."""
-        kinds = {kind == "logits" for kind in self._manifest.teacher["kinds"]}
-        return kinds.pop() if len(kinds) == 1 else None
-
-    @property
-    def output_kinds(self) -> list[str]:
-        """Of each output "logits", "softmax" or "sigmoid"."""
-        return list(self._manifest.teacher["kinds"])
-
-    @property
-    def member_weights(self) -> tuple[float, ...] | None:
-        """Weights of an ensemble's members; their outputs come as a tuple."""
-        weights = self._manifest.teacher["member_weights"]
-        return None if weights is None else tuple(weights)
-
     def dataset(
         self,
         x: Any,
@@ -236,6 +208,7 @@ class TeacherCache:
         seed: int = 0,
         sample_weight: Any = None,
         initial_epoch: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Any:
         """Training data for `Distiller.fit` and `compress`: the examples, their labels, and what the teacher said.
 
@@ -249,7 +222,10 @@ class TeacherCache:
           shuffle: whether to shuffle; a `tf.data.Dataset` is shuffled in blocks of 10,000 examples in a row.
           seed: of the order.
           sample_weight: a number per example of arrays.
-          initial_epoch: number of the first pass, as in `fit`, so that a resumed training goes on as it would have.
+          initial_epoch: number of the first pass, so that a resumed training goes on as it would have. Where this is
+            0, the `initial_epoch` of `Distiller.fit` says it.
+          part: (which, of how many), for one of several workers: an equal share of every batch, see
+            `keras_kd.distributed.training_data`.
 
         Returns:
           A `tf.data.Dataset` of known cardinality. With a mix the labels are mixed too, as float one-hot rows.
@@ -259,6 +235,7 @@ class TeacherCache:
           CorruptShardError: a shard was truncated or altered; the message names it.
         """
         from keras_kd.teachers.cache_pipeline import training_dataset
+        from keras_kd.teachers.epochs import EpochCounter
 
         source, views = as_source(x), self._views()
         checks.check_training_arguments(
@@ -269,12 +246,15 @@ class TeacherCache:
             batch_size=batch_size,
             initial_epoch=initial_epoch,
             seed=seed,
+            part=part,
         )
         self._check(source, views)
         if isinstance(source, DirectorySource) and y is None:
             y = source.labels
         checks.check_labels(self._manifest, y)
         self._verify_once()
+        counter = EpochCounter(initial_epoch)
+        self.epoch_counters.add(counter)
         return training_dataset(
             source,
             views,
@@ -286,8 +266,9 @@ class TeacherCache:
             batch_size=batch_size,
             shuffle=shuffle,
             seed=seed,
-            initial_epoch=initial_epoch,
+            counter=counter,
             classes=checks.number_of_classes(self._manifest),
+            part=part,
         )
 
     def targets(self, indices: Any, *, view: int = 0) -> dict[str, Any]:
@@ -358,38 +339,6 @@ class TeacherCache:
             )
         self._reader = ShardReader(self.path, manifest)
         return tuple(wanted)
-
-    def summary(self) -> str:
-        """Examples, views, bytes and bytes per example, as a text."""
-        manifest = self._manifest
-        total = sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
-        layout = manifest.layout
-        outputs = ", ".join(
-            f"{list(shape)}{f' (the {k} largest)' if k else ''}"
-            for shape, k in zip(layout.output_shapes, layout.top_k)
-        )
-        rows = [
-            ("path", str(self.path)),
-            ("teacher", f"{manifest.teacher['kind']} {manifest.teacher['name']}"),
-            ("examples", f"{self.examples:,}"),
-            ("views", f"{self.views:,}"),
-            ("augment", manifest.augment["name"] if manifest.augment else "none"),
-            ("mix", manifest.mix["name"] if manifest.mix else "none"),
-            ("outputs", f"{outputs} as {layout.dtype}"),
-            (
-                "layers",
-                ", ".join(f"{name} {list(shape)}" for name, shape in layout.feature_shapes.items()) or "none",
-            ),
-            ("shards", f"{len(manifest.shards)} of {manifest.num_shards}"),
-            ("bytes", f"{total:,}"),
-            ("bytes per example", f"{total / max(self.examples, 1):,.1f}"),
-            ("bytes per example and view", f"{layout.record.itemsize:,}"),
-        ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-    def __repr__(self) -> str:
-        return f"<TeacherCache {str(self.path)!r}: {self.examples:,} examples, {self.views} view(s)>"
 
     def _views(self) -> Views:
         return Views(self._manifest.seed, self.examples, self._augment, self._mix)

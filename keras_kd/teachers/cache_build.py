@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,8 +21,18 @@ from keras_kd.teachers.cache_teachers import CachedTeacher
 from keras_kd.teachers.cache_views import Views
 from keras_kd.teachers.nests import map_leaves
 
-_LINE_EVERY_S = 5.0
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LINE_EVERY_S = 5.0
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Engine(Protocol):
+    """What makes shards elsewhere, such as the workers of a cluster."""
+
+    def prepare(self) -> None:
+        """Called first, with the right to write into the folder; may set the fingerprint of the data."""
+
+    def make_shards(self, *args: Any, **kwargs: Any) -> None:
+        """In the place of `build_shards`, with its arguments."""
 
 
 def build(
@@ -38,8 +48,11 @@ def build(
     resume: bool,
     verbose: bool,
     check: Callable[[Manifest], None],
+    engine: Engine | None = None,
 ) -> Manifest:
     """Build what is missing of a cache, and return its manifest.
+
+    `engine` reads the data and makes the shards elsewhere than in this process.
 
     Raises:
       CacheError: something in the folder was made otherwise, or is no cache.
@@ -55,6 +68,8 @@ def build(
             f"path is {str(folder)!r}, which holds other files ({', '.join(sorted(foreign)[:3])} ...) and no cache."
         )
     with cache_store.build_lock(folder):
+        if engine is not None:
+            engine.prepare()
         wanted = _new_manifest(source, views, teacher, num_views, batch_size, top_k, dtype)
         check(wanted)
         if not resume:
@@ -63,13 +78,14 @@ def build(
             manifest = _resumed(folder, wanted)
         else:
             manifest = wanted
-            _check_space(folder, manifest)
+            check_space(folder, manifest)
             # Without the digests of the data a manifest would be of no use: they come first.
             cache_store.write_atomically(folder / cache_store.BLOCKS, source.fingerprint()[1])
             cache_store.write_manifest(folder, manifest)
         for leftover in folder.glob(f"*{cache_store.TEMPORARY}"):
             leftover.unlink()
-        build_shards(folder, manifest, manifest.missing, source, views, teacher, batch_size, verbose=verbose)
+        make = engine.make_shards if engine is not None else build_shards
+        make(folder, manifest, manifest.missing, source, views, teacher, batch_size, verbose=verbose)
     return manifest
 
 
@@ -123,7 +139,7 @@ def _new_manifest(
         data=facts,
         augment=augment,
         mix=mix,
-        versions=_versions(),
+        versions=versions(),
     )
 
 
@@ -160,17 +176,21 @@ def _resumed(folder: pathlib.Path, wanted: Manifest) -> Manifest:
     return found
 
 
-def _check_space(folder: pathlib.Path, manifest: Manifest) -> None:
+def check_space(folder: pathlib.Path, manifest: Manifest) -> None:
+    """Refuse to begin what will not fit."""
+    needed = sum(manifest.shard_bytes(shard) for shard in manifest.missing)
+    if needed > shutil.disk_usage(folder).free:
+        raise disk_full(folder, manifest)
+
+
+def disk_full(folder: pathlib.Path, manifest: Manifest, code: int | None = None) -> CacheDiskFullError:
+    """The error that says how much is needed."""
     needed = sum(manifest.shard_bytes(shard) for shard in manifest.missing)
     free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise CacheDiskFullError(errno.ENOSPC, _space_message(folder, needed, free))
-
-
-def _space_message(folder: pathlib.Path, needed: int, free: int) -> str:
-    return (
+    return CacheDiskFullError(
+        code or errno.ENOSPC,
         f"The teacher cache at {str(folder)!r} needs {needed:,} more bytes, and {free:,} are free there. What was "
-        "built stays valid: free some space and build again, and it goes on. Fewer views or top_k need less"
+        "built stays valid: free some space and build again, and it goes on. Fewer views or top_k need less",
     )
 
 
@@ -188,8 +208,8 @@ def build_shards(
     """Compute and store these shards; after each of them the manifest knows it."""
     if not shards:
         return
-    _check_space(folder, manifest)
-    progress = _Progress(
+    check_space(folder, manifest)
+    progress = Progress(
         sum(stop - start for _, start, stop in map(manifest.span, shards)), manifest, verbose=verbose
     )
     rows = max(batch_size, teacher.rows_per_call or 0)
@@ -199,29 +219,39 @@ def build_shards(
         batches = views.batches(source, view, ranges, rows)
         for shard in numbers:
             try:
-                checksum = _write_shard(folder, manifest, shard, batches, teacher, progress)
+                checksum = write_shard(folder, manifest, shard, batches, teacher, progress.add)
                 manifest.shards[shard] = checksum
                 cache_store.write_manifest(folder, manifest)
             except OSError as error:
-                if error.errno not in _NO_SPACE:
+                if error.errno not in NO_SPACE:
                     raise
                 manifest.shards.pop(shard, None)
-                needed = sum(manifest.shard_bytes(left) for left in manifest.missing)
-                free = shutil.disk_usage(folder).free
-                raise CacheDiskFullError(error.errno, _space_message(folder, needed, free)) from error
+                raise disk_full(folder, manifest, error.errno) from error
     progress.finish()
 
 
-def _write_shard(
+def write_shard(
     folder: pathlib.Path,
     manifest: Manifest,
     shard: int,
     batches: Iterator[tuple[np.ndarray, Any]],
     teacher: CachedTeacher,
-    progress: "_Progress",
+    done: Callable[[int], None],
+    attempt: str = "",
 ) -> str:
+    """Compute and store one shard; returns its SHA-256.
+
+    Args:
+      folder: of the cache.
+      manifest: of the cache.
+      shard: its number.
+      batches: of the examples of this shard; no more than them are taken.
+      teacher: who answers.
+      done: told after every batch how many examples it had.
+      attempt: tells processes apart that may be at the same shard.
+    """
     _, start, stop = manifest.span(shard)
-    writer = cache_store.ShardWriter(folder, shard)
+    writer = cache_store.ShardWriter(folder, shard, attempt)
     log_of = manifest.teacher["log_of"]
     try:
         while start < stop:
@@ -233,7 +263,7 @@ def _write_shard(
                 outputs = _logarithms(outputs, log_of)
             writer.write(manifest.layout.encode(outputs, features))
             start += len(item[0])
-            progress.add(len(item[0]))
+            done(len(item[0]))
         return writer.commit()
     except BaseException:
         writer.abandon()
@@ -246,17 +276,18 @@ def _logarithms(outputs: Any, log_of: Sequence[bool]) -> Any:
     return map_leaves(lambda leaf: np.log(np.maximum(leaf, 1e-30)) if next(flags) else leaf, outputs)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what decides what a shard holds."""
     from tflite_tools.version import __version__
 
-    versions = {"keras_kd": __version__, "python": platform.python_version(), "numpy": np.__version__}
+    found = {"keras_kd": __version__, "python": platform.python_version(), "numpy": np.__version__}
     for name in ("keras", "tensorflow"):
         if name in sys.modules:
-            versions[name] = str(getattr(sys.modules[name], "__version__", "unknown"))
-    return versions
+            found[name] = str(getattr(sys.modules[name], "__version__", "unknown"))
+    return found
 
 
-class _Progress:
+class Progress:
     """A line every few seconds: how far, how fast, how long still."""
 
     def __init__(self, total: int, manifest: Manifest, *, verbose: bool):
@@ -268,29 +299,29 @@ class _Progress:
     def add(self, count: int) -> None:
         self._done += count
         now = time.monotonic()
-        if now - self._last >= _LINE_EVERY_S:
+        if now - self._last >= LINE_EVERY_S:
             self._last = now
             rate = self._done / (now - self._begin)
             self._say(
                 f"{self._done:,} of {self._total:,} ({self._done / self._total:.0%}), {rate:,.0f} per second, about "
-                f"{_duration((self._total - self._done) / rate)} left"
+                f"{duration((self._total - self._done) / rate)} left"
             )
 
     def finish(self) -> None:
         seconds = time.monotonic() - self._begin
-        if seconds >= _LINE_EVERY_S:
-            self._say(f"{self._done:,} targets, {self._done * self._bytes:,} bytes, in {_duration(seconds)}")
+        if seconds >= LINE_EVERY_S:
+            self._say(f"{self._done:,} targets, {self._done * self._bytes:,} bytes, in {duration(seconds)}")
 
     def _say(self, text: str) -> None:
         if self._verbose:
             print(f"teacher cache: {text}", flush=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds as a person says them.
 
     Example:
-      >>> _duration(42.3), _duration(4000)
+      >>> duration(42.3), duration(4000)
       ('42 s', '1 h 6 min')
     """
     if seconds < 60:

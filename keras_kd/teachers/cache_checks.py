@@ -33,6 +33,18 @@ def check_build_arguments(
         raise CacheError("This cache cannot be built: " + _listed(problems))
 
 
+def check_engine(engine: Any, ray_options: Any) -> None:
+    """`engine` and `ray_options` of `TeacherCache.build`.
+
+    Raises:
+      CacheError: there is no such engine, or options for another one.
+    """
+    if engine not in ("local", "ray"):
+        raise CacheError(f"engine must be 'local' or 'ray', got {engine!r}.")
+    if ray_options is not None and engine != "ray":
+        raise CacheError("ray_options was given without engine='ray'.")
+
+
 def check_training_arguments(
     manifest: Manifest,
     source: Source,
@@ -42,6 +54,7 @@ def check_training_arguments(
     batch_size: Any,
     initial_epoch: Any,
     seed: Any,
+    part: tuple[int, int] = (0, 1),
 ) -> None:
     """Arguments of `TeacherCache.dataset`.
 
@@ -53,12 +66,16 @@ def check_training_arguments(
         problems.append(
             "x is a data set that brings its labels and weights; y and sample_weight must be None."
         )
+    elif isinstance(source, StreamSource) and part != (0, 1):
+        problems.append("a data set of batches cannot be read in parts: give x as arrays or files.")
     elif sample_weight is not None and y is None and not source.has_labels:
         problems.append("sample_weight was given without y; Keras takes weights beside labels only.")
-    for name, part in (("y", y), ("sample_weight", sample_weight)):
-        if part is not None and len(leaves(part)[0]) != manifest.examples:
+    if not 0 <= part[0] < part[1]:
+        problems.append(f"part must be (which, of how many) with 0 <= which < of how many, got {part!r}.")
+    for name, values in (("y", y), ("sample_weight", sample_weight)):
+        if values is not None and len(leaves(values)[0]) != manifest.examples:
             problems.append(
-                f"{name} has {len(leaves(part)[0]):,} entries for {manifest.examples:,} examples."
+                f"{name} has {len(leaves(values)[0]):,} entries for {manifest.examples:,} examples."
             )
     if problems:
         raise CacheError("This data set cannot be made: " + _listed(problems))

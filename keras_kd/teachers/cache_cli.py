@@ -15,6 +15,7 @@ from keras_kd.errors import nearest
 from keras_kd.teachers import cache_store
 from keras_kd.teachers.cache import TeacherCache
 from keras_kd.teachers.cache_errors import CorruptShardError
+from keras_kd.teachers.cache_facts import CacheFacts
 
 _PROGRAM = "python -m keras_kd.teachers.cache"
 _COMMANDS = {
@@ -43,6 +44,11 @@ def _define_flags(values: flags.FlagValues, command: str) -> None:
     flags.DEFINE_integer("top_k", None, "How many of the largest logits to keep; all if not given.", **kept)
     flags.DEFINE_string("dtype", "float16", "float16 or float32.", **kept)
     flags.DEFINE_integer("seed", 0, "Of the views.", **kept)
+    flags.DEFINE_string("engine", "local", "local, or ray for the workers of a Ray cluster.", **kept)
+    flags.DEFINE_string("address", None, "Of the Ray cluster: auto, local or ray://host:10001.", **kept)
+    flags.DEFINE_integer("num_workers", None, "Ray workers; as many as fit if not given.", **kept)
+    flags.DEFINE_float("num_cpus", 1, "Processors of each Ray worker.", **kept)
+    flags.DEFINE_float("num_gpus", 0, "GPUs of each Ray worker.", **kept)
     flags.DEFINE_bool("resume", True, "--noresume deletes what is at --path and begins anew.", **kept)
 
 
@@ -102,7 +108,7 @@ def _info(values: Any) -> str:
     if values.json:
         return json.dumps(manifest.to_json(), indent=1)
     # Of an unfinished cache, too.
-    return TeacherCache(folder, manifest).summary()
+    return CacheFacts(folder, manifest).summary()
 
 
 def _verify(values: Any) -> str:
@@ -118,7 +124,11 @@ def _build(values: Any) -> str:
     from tflite_tools.cli import load_arrays
 
     x: Any = values.data
-    if not pathlib.Path(x).is_dir():
+    names = ("address", "num_workers", "num_cpus", "num_gpus")
+    options = {name: values[name].value for name in names if values[name].present}
+    if options and values.engine != "ray":
+        raise ValueError(f"--{next(iter(options))} was given without --engine=ray.")
+    if not pathlib.Path(x).is_dir() and values.engine != "ray":
         (x,) = load_arrays(x, "x")
     cache = TeacherCache.build(
         _teacher(values.teacher),
@@ -133,6 +143,8 @@ def _build(values: Any) -> str:
         dtype=values.dtype,
         seed=values.seed,
         resume=values.resume,
+        engine=values.engine,
+        ray_options=options or None,
     )
     return cache.summary()
 

@@ -7,33 +7,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_kd.data_options import without_autotuning
 from keras_kd.teachers.cache_errors import CacheError
 from keras_kd.teachers.cache_layout import Layout
 from keras_kd.teachers.cache_sources import Source, StreamSource
 from keras_kd.teachers.cache_store import ShardReader
 from keras_kd.teachers.cache_views import Views
+from keras_kd.teachers.epochs import EpochCounter
 from keras_kd.teachers.nests import assemble, leaves, map_leaves, skeleton
 from keras_kd.teachers.targets import pack
 
 # Of a stream, which cannot be read at random: as many examples in a row are shuffled among themselves.
 SHUFFLE_BUFFER = 10_000
-
-
-class EpochCounter:
-    """Which epoch the next pass over the data is.
-
-    A pass counts when its last batch was taken. Keras and the Distiller look at a first batch before they train,
-    and Keras makes iterators that it never uses: counting those would skip views.
-    """
-
-    def __init__(self, first: int):
-        self._lock = threading.Lock()
-        self.epoch = first
-
-    def finished(self, epoch: int) -> None:
-        """The last batch of this epoch was taken."""
-        with self._lock:
-            self.epoch = max(self.epoch, int(epoch) + 1)
 
 
 class Order:
@@ -67,17 +52,24 @@ def training_dataset(
     batch_size: int,
     shuffle: bool,
     seed: int,
-    initial_epoch: int,
+    counter: EpochCounter,
     classes: int | None,
+    part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
-    """Batches of `(packed inputs[, labels[, weights]])`; its cardinality is the number of batches of an epoch."""
+    """Batches of `(packed inputs[, labels[, weights]])`; its cardinality is the number of batches of an epoch.
+
+    `part` is (which, of how many): an equal share of every batch, for one of several workers.
+    """
     steps = -(-source.count // batch_size)
-    counter = EpochCounter(initial_epoch)
+    if source.count % batch_size and source.count % batch_size < part[1]:
+        steps -= 1  # a last batch too small to give everyone something
     finish = _Finisher(counter, steps)
     if isinstance(source, StreamSource):
         epoch_of_batches = _streamed(source, views, batch_size, shuffle, seed, num_views)
     else:
-        epoch_of_batches = _gathered(source, views, y, sample_weight, batch_size, shuffle, seed, num_views)
+        epoch_of_batches = _gathered(
+            source, views, y, sample_weight, batch_size, shuffle, seed, num_views, steps, part
+        )
     flat_shapes = layout.decoded_shapes()
 
     def read(view: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
@@ -101,7 +93,7 @@ def training_dataset(
         return tuple(parts)
 
     def one_epoch(_: tf.Tensor) -> tf.data.Dataset:
-        epoch = tf.numpy_function(lambda: np.int64(counter.epoch), [], tf.int64, stateful=True)
+        epoch = tf.numpy_function(lambda: np.int64(counter.begin()), [], tf.int64, stateful=True)
         epoch.set_shape(())
         prepared = epoch_of_batches(epoch).map(complete, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
         return tf.data.Dataset.zip((tf.data.Dataset.range(steps), prepared)).map(
@@ -109,7 +101,7 @@ def training_dataset(
         )
 
     dataset = tf.data.Dataset.range(1).flat_map(one_epoch)
-    options = tf.data.Options()
+    options = without_autotuning()
     # Behind the counter nothing may be fetched ahead.
     options.experimental_optimization.inject_prefetch = False
     options.deterministic = True
@@ -146,22 +138,26 @@ def _gathered(
     shuffle: bool,
     seed: int,
     num_views: int,
+    steps: int,
+    part: tuple[int, int],
 ) -> Callable[[tf.Tensor], tf.data.Dataset]:
     """Batches by random access: only the order is shuffled, no example waits in memory."""
     order = Order(source.count, seed, shuffle)
-    steps = -(-source.count // batch_size)
-    arrays = {name: part for name, part in (("y", y), ("sample_weight", sample_weight)) if part is not None}
+    given = {"y": y, "sample_weight": sample_weight}
+    arrays = {name: values for name, values in given.items() if values is not None}
 
     def fetch(epoch: Any, step: Any) -> dict[str, Any]:
         view = int(epoch) % num_views
         indices = order(int(epoch), int(step) * batch_size, (int(step) + 1) * batch_size)
+        share = len(indices) // part[1]
+        indices = indices[part[0] * share : (part[0] + 1) * share]
         batch = {
             "indices": indices,
             "view": np.int64(view),
             **views.parts(source, view, indices, source.gather(indices)),
         }
-        for name, part in arrays.items():
-            batch[name] = map_leaves(lambda leaf: leaf[indices], part)
+        for name, values in arrays.items():
+            batch[name] = map_leaves(lambda leaf: leaf[indices], values)
         if views.mix is not None and y is not None:
             partners = views.partners(view, indices)
             batch["partner_y"] = map_leaves(lambda leaf: leaf[partners], y)

@@ -91,28 +91,33 @@ class Source:
         """Inputs of these examples."""
         raise NotImplementedError
 
-    def _examples(self) -> Iterator[Any]:
-        """All inputs in order, in portions of any size."""
+    def portions(self, start: int = 0, stop: int | None = None) -> Iterator[Any]:
+        """Inputs in order, or what stands for them in the fingerprint, in portions of any size.
+
+        A range begins and ends at a multiple of `BLOCK_EXAMPLES` or at the end; only with random access.
+        """
         raise NotImplementedError
 
     def fingerprint(self) -> tuple[dict[str, Any], bytes]:
         """({"examples", "specs", "structure", "digest"}, block digests); reads all the data once."""
         if self._fingerprint is None:
-            digests, structure = BlockDigests(), None
-            for part in self._examples():
-                structure = skeleton(part)
-                digests.update(part)
-            if digests.count == 0:
-                raise CacheError("x holds no example.")
-            blocks = digests.all()
-            facts = {
-                "examples": digests.count,
-                "specs": digests.specs,
-                "structure": structure,
-                "digest": hashlib.sha256(blocks).hexdigest(),
-            }
-            self._fingerprint = facts, blocks
+            self.set_fingerprint(*self.digests())
+        assert self._fingerprint is not None
         return self._fingerprint
+
+    def digests(self, start: int = 0, stop: int | None = None) -> tuple[dict[str, Any], bytes]:
+        """({"examples", "specs", "structure"}, block digests) of all examples or, with random access, of a range."""
+        digests, structure = BlockDigests(), None
+        for part in self.portions(start, stop):
+            structure = skeleton(part)
+            digests.update(part)
+        return {"examples": digests.count, "specs": digests.specs, "structure": structure}, digests.all()
+
+    def set_fingerprint(self, facts: dict[str, Any], blocks: bytes) -> None:
+        """Take what `digests` said of all examples, here or in other processes."""
+        if facts["examples"] == 0:
+            raise CacheError("x holds no example.")
+        self._fingerprint = {**facts, "digest": hashlib.sha256(blocks).hexdigest()}, blocks
 
     @property
     def count(self) -> int:
@@ -148,8 +153,8 @@ class ArraySource(Source):
     def gather(self, indices: np.ndarray) -> Any:
         return map_leaves(lambda leaf: leaf[indices], self.x)
 
-    def _examples(self) -> Iterator[Any]:
-        for first in range(0, self._length, BLOCK_EXAMPLES):
+    def portions(self, start: int = 0, stop: int | None = None) -> Iterator[Any]:
+        for first in range(start, self._length if stop is None else stop, BLOCK_EXAMPLES):
             yield map_leaves(lambda leaf: leaf[first : first + BLOCK_EXAMPLES], self.x)  # noqa: B023
 
 
@@ -173,7 +178,7 @@ class StreamSource(Source):
         for batch in self._open():
             yield batch if isinstance(batch, tuple) else (batch,)
 
-    def _examples(self) -> Iterator[Any]:
+    def portions(self, start: int = 0, stop: int | None = None) -> Iterator[Any]:
         for batch in self._open():
             inputs = batch[0] if isinstance(batch, tuple) else batch
             yield map_leaves(np.asarray, inputs)
@@ -183,7 +188,7 @@ class StreamSource(Source):
         seen = BlockDigests()
         held: Any = None
         position = 0  # index of the first example that is held
-        stream = self._examples()
+        stream = self.portions()
         for start, stop in ranges:
             for first in range(start, stop, batch_size):
                 last = min(first + batch_size, stop)
@@ -259,9 +264,9 @@ class DirectorySource(Source):
         except (tf.errors.InvalidArgumentError, ValueError) as error:
             raise CacheError(f"{str(file)!r} cannot be decoded as an image: {error}") from error
 
-    def _examples(self) -> Iterator[Any]:
+    def portions(self, start: int = 0, stop: int | None = None) -> Iterator[Any]:
         # A digest of each file stands for its pixels, so that checking the data decodes nothing.
-        for first in range(0, len(self.files), BLOCK_EXAMPLES):
+        for first in range(start, len(self.files) if stop is None else stop, BLOCK_EXAMPLES):
             files = self.files[first : first + BLOCK_EXAMPLES]
             digests = [
                 hashlib.sha256(file.relative_to(self.path).as_posix().encode() + file.read_bytes()).digest()
@@ -280,8 +285,12 @@ def as_source(x: Any) -> Source:
         return x
     if isinstance(x, (str, pathlib.Path)):
         path = pathlib.Path(x)
+        if path.suffix in (".npy", ".npz"):
+            from keras_kd.teachers.file_sources import ArrayFiles
+
+            return ArrayFiles(path)
         if not path.is_dir():
-            raise CacheError(f"x is {str(x)!r}, which is not a folder of images.")
+            raise CacheError(f"x is {str(x)!r}, which is neither a folder of images nor a .npy or .npz file.")
         return DirectorySource(path)
     if "tensorflow" in sys.modules:
         import tensorflow as tf

@@ -9,11 +9,13 @@ A shard or manifest is written under a temporary name, flushed to the disk, and 
 holds whole files only, and a shard counts when the manifest knows its checksum.
 """
 
+import collections
 import contextlib
 import hashlib
 import json
 import os
 import pathlib
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,6 +37,9 @@ _CHUNK_BYTES = 1 << 20
 _SHARD_EXAMPLES = 16384
 _SHARD_BYTES = 256 << 20
 _MAX_SHARDS = 4096
+# Each mapped shard keeps a file open, of which a process may have 1024 by default on Linux. A view of more shards is
+# read all the same: the file that was not read for longest is closed and opened again.
+_OPEN_SHARDS = 512
 # Fields of the manifest that JSON holds as they are.
 _PLAIN = (
     "examples",
@@ -216,11 +221,13 @@ class ShardWriter:
     Args:
       folder: the cache's.
       shard: its number.
+      attempt: a word in the temporary name, where several processes may write the same shard.
     """
 
-    def __init__(self, folder: pathlib.Path, shard: int):
+    def __init__(self, folder: pathlib.Path, shard: int, attempt: str = ""):
         self._path = shard_path(folder, shard)
-        self._temporary = self._path.with_name(self._path.name + TEMPORARY)
+        middle = f".{attempt}" if attempt else ""
+        self._temporary = self._path.with_name(f"{self._path.name}{middle}{TEMPORARY}")
         self._file = self._temporary.open("wb")
         self._digest = hashlib.sha256()
 
@@ -251,24 +258,36 @@ class ShardReader:
     def __init__(self, folder: pathlib.Path, manifest: Manifest):
         self._folder, self._manifest = folder, manifest
         self._record = manifest.layout.record
-        self._maps: dict[int, np.memmap] = {}
+        # Records are copied as bytes: NumPy copies field by field what it knows the fields of.
+        self._bytes = np.dtype((np.void, self._record.itemsize))
+        self._lock = threading.Lock()  # of the map of maps; batches are read in several threads
+        self._maps: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
 
     def rows(self, view: int, examples: np.ndarray) -> np.ndarray:
         """Records of these examples, in their order."""
-        parts = examples // self._manifest.examples_per_shard
-        rows = np.empty(len(examples), dtype=self._record)
-        for part in np.unique(parts):
-            here = parts == part
-            start = int(part) * self._manifest.examples_per_shard
-            shard = view * self._manifest.shards_per_view + int(part)
-            rows[here] = self._map(shard)[examples[here] - start]
-        return rows
+        # A batch of a large cache touches nearly as many shards as it has rows: in order, each is one slice.
+        order = np.argsort(examples)
+        parts, places = np.divmod(examples[order], self._manifest.examples_per_shard)
+        firsts = np.flatnonzero(np.diff(parts, prepend=-1))
+        found = np.empty(len(examples), dtype=self._bytes)
+        for first, last in zip(firsts, [*firsts[1:], len(examples)]):
+            shard = view * self._manifest.shards_per_view + int(parts[first])
+            found[first:last] = self._map(shard)[places[first:last]]
+        rows = np.empty_like(found)
+        rows[order] = found
+        return rows.view(self._record)
 
-    def _map(self, shard: int) -> np.memmap:
-        if shard not in self._maps:
-            path = shard_path(self._folder, shard)
-            self._maps[shard] = np.memmap(path, dtype=self._record, mode="r")
-        return self._maps[shard]
+    def _map(self, shard: int) -> np.ndarray:
+        with self._lock:
+            mapped = self._maps.get(shard)
+            if mapped is None:
+                path = shard_path(self._folder, shard)
+                # A plain array: each index of a memmap makes another memmap.
+                mapped = self._maps[shard] = np.asarray(np.memmap(path, dtype=self._bytes, mode="r"))
+                while len(self._maps) > _OPEN_SHARDS:
+                    self._maps.popitem(last=False)
+            self._maps.move_to_end(shard)
+            return mapped
 
 
 def file_checksum(path: pathlib.Path) -> str:

@@ -108,6 +108,8 @@ class Views:
             return
         import tensorflow as tf
 
+        from keras_kd.data_options import without_autotuning
+
         failure: list[Exception] = []
 
         def raw() -> Iterator[Any]:
@@ -129,7 +131,7 @@ class Views:
             lambda parts: (parts["indices"], self.apply(parts)[0]), num_parallel_calls=tf.data.AUTOTUNE
         )
         frame = None
-        batches = iter(dataset.prefetch(2))
+        batches = iter(dataset.prefetch(2).with_options(without_autotuning()))
         while True:
             try:
                 indices, x = next(batches)

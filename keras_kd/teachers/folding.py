@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_kd.taps import has_graph
+from keras_kd.taps import follows_graph
 
 Tensor = Any
 
@@ -65,8 +65,7 @@ class FoldedTeacher:
         self.refold()
 
     def _copy(self, model: keras.Model, keep: frozenset[str], path: str) -> keras.Model:
-        if not has_graph(model):
-            raise ValueError(f"{model.name!r} has no graph of layers that could be copied.")
+        _require_graph(model)
         alias = _functional(model)
         partners = _partners(alias, keep)
         originals = {layer.name: layer for layer in alias.layers}
@@ -155,8 +154,14 @@ def _shape_of(layer: Any) -> Any:
     return tuple(layer.output.shape)
 
 
+def _require_graph(model: keras.Model) -> None:
+    if not follows_graph(model):
+        raise ValueError(f"{model.name!r} has no graph of layers that could be copied.")
+
+
 def _shallow_copy(layer: Any) -> Any:
     if isinstance(layer, keras.Model):
+        _require_graph(layer)
         return keras.models.clone_model(_functional(layer), clone_function=_shallow_copy)
     return type(layer).from_config(layer.get_config())
 

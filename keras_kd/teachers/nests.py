@@ -1,6 +1,6 @@
 """Nested outputs and inputs as flat lists of arrays, and back, without loading TensorFlow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
@@ -40,16 +40,17 @@ def assemble(frame: Any, values: Sequence[Any]) -> Any:
       >>> assemble(skeleton({"a": (1, 2), "b": 3}), ["x", "y", "z"])
       {'a': ('x', 'y'), 'b': 'z'}
     """
-    remaining = iter(values)
+    return _built(frame, iter(values))
 
-    def build(part: Any) -> Any:
-        if part is None:
-            return next(remaining)
-        if "dict" in part:
-            return {key: build(inner) for key, inner in part["dict"].items()}
-        return tuple(build(inner) for inner in part.get("tuple", part.get("list")))
 
-    return build(frame)
+def _built(part: Any, remaining: Iterator[Any]) -> Any:
+    # Not a function inside `assemble`: one that calls itself is a cycle, which would keep whole batches in memory until
+    # Python looks for cycles.
+    if part is None:
+        return next(remaining)
+    if "dict" in part:
+        return {key: _built(inner, remaining) for key, inner in part["dict"].items()}
+    return tuple(_built(inner, remaining) for inner in part.get("tuple", part.get("list")))
 
 
 def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:

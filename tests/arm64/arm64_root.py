@@ -37,7 +37,7 @@ CPU = "cortex-a53"
 def root():
     """The folder of that world, made on the first call; skips with the reason where that is impossible."""
     if shutil.which("qemu-aarch64-static") is None:
-        pytest.skip("qemu-user-static is not installed")
+        pytest.skip("qemu-user-static is not installed (Debian, as root: .ci/system_packages)")
     done = CACHE / "done"
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:

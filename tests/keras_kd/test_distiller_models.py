@@ -67,6 +67,18 @@ def activated_elsewhere(seed):
     return keras.Model(inputs, keras.ops.softmax(layers.Dense(3)(inputs)))
 
 
+class SoftmaxOutside(keras.Model):
+    """A Functional model of logits whose class returns probabilities."""
+
+    def call(self, inputs, training=None, mask=None):
+        return keras.ops.softmax(super().call(inputs, training=training, mask=mask))
+
+
+def logits_behind_a_call_of_its_own(seed):
+    graph = dense(6, seed)
+    return SoftmaxOutside(graph.inputs[0], graph.outputs[0])
+
+
 SOFTMAX_TEACHERS = {
     "activation of the last layer": lambda: dense(6, 1, activation="softmax"),
     "Softmax layer": lambda: keras.Sequential([dense(6, 1), layers.Softmax()]),
@@ -76,6 +88,7 @@ SOFTMAX_TEACHERS = {
     "an operation": lambda: activated_elsewhere(1),
     "subclassed": lambda: Subclassed(1, "softmax"),
     "nested": lambda: keras.Sequential([keras.Input((5,)), dense(6, 1, activation="softmax")]),
+    "a call of its own": lambda: logits_behind_a_call_of_its_own(1),
 }
 
 
@@ -103,6 +116,20 @@ def test_from_logits_overrides_for_teacher_and_student_apart():
     logs = train(Distiller(teacher, student, LogitsDistillation(temperature=2.0, from_logits=(True, True))))
     t, s = np.asarray(teacher(X), "float64"), np.asarray(student(X), "float64")
     assert logs["distillation_loss"] == pytest.approx(4 * kl(softmax(t, 2), softmax(s, 2)).mean(), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The student")
+@pytest.mark.parametrize("make", [lambda: dense(4, 2, activation="softmax"), lambda: activated_elsewhere(2)])
+def test_a_softmax_student_under_a_teacher_of_logits(make):
+    teacher, student = dense(6, 1), make()
+    logs = train(
+        Distiller(teacher, student, LogitsDistillation(temperature=2.0)),
+        loss="sparse_categorical_crossentropy",
+    )
+    t, log_q = np.asarray(teacher(X), "float64"), np.log(np.asarray(student(X), "float64"))
+    assert logs["distillation_loss"] == pytest.approx(
+        4 * kl(softmax(t, 2), softmax(log_q, 2)).mean(), rel=1e-4
+    )
 
 
 def test_a_label_loss_that_takes_logits_for_probabilities_is_warned_about():
@@ -151,6 +178,34 @@ def test_a_loss_for_each_output(as_dict):
     assert logs["normalized"] == pytest.approx(expected, rel=1e-4)
     evaluated = distiller.evaluate(X, y, verbose=0, return_dict=True)
     assert evaluated["student_loss"] == pytest.approx(logs["student_loss"], rel=1e-5)
+    metrics = {"kind": ["accuracy"], "place": ["mae"]} if as_dict else [["accuracy"], ["mae"]]
+    distiller.compile(keras.optimizers.SGD(0.0), loss, metrics)
+    measured = distiller.evaluate(X, y, verbose=0, return_dict=True)
+    assert measured["kind_accuracy"] == pytest.approx(np.mean(s_kind.argmax(-1) == Y), abs=1e-6)
+    assert measured["place_mae"] == pytest.approx(np.abs(s_place - place).mean(), rel=1e-5)
+
+
+def test_a_head_of_a_detector_by_its_name():
+    """Anchors' class logits [batch, height, width, anchors, classes] beside their boxes."""
+
+    def detector(width, seed):
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input((4, 4, 1))
+        hidden = layers.Conv2D(width, 3, padding="same", activation="relu")(inputs)
+        classes = layers.Reshape((4, 4, 2, 3), name="classes")(layers.Conv2D(6, 1)(hidden))
+        return keras.Model(inputs, {"classes": classes, "boxes": layers.Conv2D(8, 1, name="boxes")(hidden)})
+
+    teacher, student = detector(6, 1), detector(3, 2)
+    x = RNG.normal(size=(5, 4, 4, 1)).astype("float32")
+    heads = [
+        LogitsDistillation(temperature=2.0, output_name="classes", name="soft"),
+        losses.RegressionDistillation("mae", output_name="boxes", name="follow"),
+    ]
+    logs = train(Distiller(teacher, student, heads, student_loss_weight=0), x, None, None)
+    t, s = ({key: np.asarray(v, "float64") for key, v in model(x).items()} for model in (teacher, student))
+    expected = 4 * kl(softmax(t["classes"], 2), softmax(s["classes"], 2)).mean()
+    assert logs["soft"] == pytest.approx(expected, rel=1e-4)
+    assert logs["follow"] == pytest.approx(np.abs(t["boxes"] - s["boxes"]).mean(), rel=1e-4)
 
 
 def test_nested_losses_skip_an_output_as_in_keras():
@@ -283,6 +338,12 @@ def test_a_tap_into_a_subclassed_model_says_why_it_cannot_be():
     teacher(X)
     with pytest.raises(ValueError, match="subclassed model, whose layers are called by Python code"):
         Distiller(teacher, dense(4, 2), FeatureDistillation("mse", "dense", "hidden"))
+    with pytest.raises(TapError, match=r"SoftmaxOutside\.call"):
+        TappedModel(logits_behind_a_call_of_its_own(1), ["hidden"])
+    inputs = keras.Input((5,))
+    around = keras.Model(inputs, layers.Dense(2)(Subclassed(1)(inputs)))
+    with pytest.raises(TapError, match=r"nested model 'subclassed.*' is a subclassed model"):
+        TappedModel(around, [f"{around.layers[1].name}/dense"])
     with pytest.raises(TapError, match="not been built"):
         TappedModel(keras.Sequential([layers.Dense(3, name="a")]), ["a"])
 

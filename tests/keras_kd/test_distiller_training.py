@@ -262,6 +262,24 @@ def test_no_labels_at_all():
     np.testing.assert_array_equal(history["total_loss"], history["distillation_loss"])
 
 
+def test_no_labels_in_a_data_set():
+    x, _ = data()
+    results = []
+    for arguments in (
+        {"x": x, "batch_size": 8, "shuffle": False},
+        {"x": tf.data.Dataset.from_tensor_slices(x).batch(8)},
+        {"x": tf.data.Dataset.from_tensor_slices((x,)).batch(8)},
+    ):
+        teacher, student = pair()
+        distiller = Distiller(teacher, student, LogitsDistillation(), student_loss_weight=0)
+        distiller.compile(keras.optimizers.SGD(0.1))
+        distiller.fit(**arguments, verbose=0)
+        results.append(student.get_weights())
+    for weights in results[1:]:
+        for expected, actual in zip(results[0], weights, strict=True):
+            np.testing.assert_allclose(expected, actual, atol=1e-6)
+
+
 def test_labels_that_are_missing_and_needed_are_asked_for():
     x, _ = data()
     with pytest.raises(ValueError, match="'loss' cannot be None"):

@@ -181,6 +181,16 @@ def test_classes_survive_their_configuration(name):
     np.testing.assert_allclose(values(again.compute_loss(*arguments, **keywords)), expected, atol=3e-5)
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes_take_half_precision_and_return_single(name):
+    loss, arguments, keywords, expected = CLASSES[name]
+    halves = keras.tree.map_structure(lambda array: keras.ops.cast(array, "float16"), arguments)
+    result = loss.compute_loss(*halves, **keywords)
+    assert keras.backend.standardize_dtype(result.dtype) == "float32"
+    # Ten bits of fraction in the arguments, and sums of up to eight of them.
+    np.testing.assert_allclose(values(result), expected, rtol=5e-3)
+
+
 # Functions that make losses and compute nothing themselves.
 BUILDERS = {"auto"}
 

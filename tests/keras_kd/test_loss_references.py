@@ -329,6 +329,21 @@ def test_feature_losses_are_zero_at_the_teacher_and_some_are_free_of_scale(pair,
     np.testing.assert_allclose(values(reordered), values(losses.neuron_selectivity_mmd(t, s)), atol=1e-9)
 
 
+@hypothesis.given(maps, st.floats(0.3, 1.0))
+def test_feature_losses_are_zero_at_the_teacher_only(pair, step):
+    t, _ = pair
+    changed = t.copy()
+    changed[:, 1, 1, 0] += step  # one position of one channel: another size, map and pattern
+    assert (values(losses.hint_distance(t, changed)) > 1e-4).all()
+    assert (values(losses.attention_distance(t, changed)) > 1e-12).all()
+    assert (values(losses.neuron_selectivity_mmd(t[..., :1], changed[..., :1])) > 1e-12).all()
+    assert (values(losses.flow_distance((t, t), (changed, changed))) > 1e-9).all()
+    # Likelihood has no zero: with any spread it is greatest where the mean is the teacher's feature.
+    log_scale = np.zeros(t.shape[-1])
+    best, other = (values(losses.gaussian_nll(t, mean, log_scale)) for mean in (t, changed))
+    assert (other > best).all()
+
+
 @hypothesis.given(maps, st.floats(0.5, 4), st.integers(0, 2**31 - 1))
 def test_relations_are_free_of_scale_rotation_and_order(pair, scale, seed):
     t, s = (x.reshape(len(x), -1) for x in pair)
@@ -340,6 +355,7 @@ def test_relations_are_free_of_scale_rotation_and_order(pair, scale, seed):
         hypothesis.assume(gaps.min() > 0.1)
     for distance in (losses.similarity_distance, losses.relational_distance, losses.cosine_kernel_kl):
         plain = float(distance(t, s))
+        assert plain >= -1e-9
         assert float(distance(t, t)) == pytest.approx(0, abs=1e-7)
         assert float(distance(t, scale * s @ rotation)) == pytest.approx(plain, rel=1e-4, abs=1e-6)
         assert float(distance(t[order], s[order])) == pytest.approx(plain, rel=1e-6, abs=1e-9)

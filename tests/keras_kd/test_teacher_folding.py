@@ -162,6 +162,41 @@ def test_a_network_that_cannot_be_copied_runs_as_it_is():
     assert logs["total_loss"][0] == pytest.approx(expected_loss(teacher, distiller), rel=1e-5)
 
 
+class Halved(keras.Model):
+    """A Functional model whose class does something of its own."""
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training=training, mask=mask) / 2.0
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.pool, self.last = layers.GlobalAveragePooling2D(), layers.Dense(3)
+
+    def call(self, inputs):
+        return self.last(self.pool(inputs))
+
+
+def test_a_network_whose_class_overrides_call_runs_as_it_is():
+    graph = network()
+    teacher = Halved(graph.input, graph.output)
+    distiller = distill(teacher, save_teacher="none")
+    logs = distiller.fit(X, verbose=0).history
+    assert distiller._runner._folded == {0: None}
+    assert logs["total_loss"][0] == pytest.approx(expected_loss(teacher, distiller), rel=1e-5)
+
+
+def test_a_subclassed_model_inside_a_network():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(2, 3)(inputs))
+    teacher = keras.Model(inputs, Subclassed()(x))
+    distiller = distill(teacher, save_teacher="none")
+    logs = distiller.fit(X, verbose=0).history
+    assert distiller._runner._folded == {0: None}
+    assert logs["total_loss"][0] == pytest.approx(expected_loss(teacher, distiller), rel=1e-5)
+
+
 def test_features_of_a_folded_teacher_are_the_teachers():
     teacher = network()
     convolution = layers.Conv2D(4, 3, padding="same", name="c")

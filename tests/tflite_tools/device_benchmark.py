@@ -33,6 +33,25 @@ if behave == "silent":
 import numpy as np  # noqa: E402  (the faults above need none of this)
 from ai_edge_litert.interpreter import Interpreter  # noqa: E402
 
+_BOTH = {"graph", "num_threads", "num_runs", "warmup_runs", "use_gpu", "report_peak_memory_footprint"}
+_KNOWN = {
+    "litert": {*_BOTH, "use_cpu", "use_profiler"},
+    "classic": {
+        *_BOTH, "use_xnnpack", "use_nnapi",
+        "enable_op_profiling", "op_profiling_output_mode", "op_profiling_output_file",
+    },
+}  # fmt: skip
+_OURS = {"behave", "delay", "slower"}
+unknown = {
+    name: value for name, value in flags.items() if name not in _OURS | _KNOWN.get(behave, _KNOWN["classic"])
+}
+if unknown:
+    say("WARN: Unconsumed cmdline flags: " + " ".join(f"--{name}={value}" for name, value in unknown.items()))
+
+say(f"Called with: {' '.join(sys.argv[1:])}")
+if hasattr(os, "sched_getaffinity"):
+    say(f"On cores: {sorted(os.sched_getaffinity(0))}")
+
 start = time.perf_counter()
 interpreter = Interpreter(model_path=flags["graph"], num_threads=int(flags["num_threads"]))
 interpreter.allocate_tensors()
@@ -59,18 +78,6 @@ warm = [once() for _ in range(max(1, int(flags["warmup_runs"])))]
 times = [once() for _ in range(int(flags["num_runs"]))]
 mean, deviation = statistics.fmean(times), statistics.pstdev(times)
 prefix = "" if behave == "old" else "INFO: "
-if behave == "litert":
-    for name, value in (
-        ("Model initialization", init),
-        ("Warmup (first)", warm[0]),
-        ("Warmup (avg)", statistics.fmean(warm)),
-        ("Inference (avg)", mean),
-        ("Inference (min)", min(times)),
-        ("Inference (max)", max(times)),
-    ):
-        count = f" ({len(times)} runs)" if name == "Inference (avg)" else ""
-        print(f"INFO: [benchmark_litert_model.h:168] {name}: {value / 1e3:.4f} ms{count}", file=sys.stderr)
-    sys.exit(0)
 if flags.get("use_xnnpack") == "true":
     say(
         f"{prefix}Explicitly applied XNNPACK delegate, and the model graph will be completely executed by the delegate."
@@ -87,6 +94,33 @@ if behave != "old":
     line += f" p5={ordered[0]:.0f} median={statistics.median(times):.0f} p95={ordered[-1]:.0f}"
 say(line)
 say("")
+if (
+    behave == "litert"
+):  # the format of litert/tools/benchmark_litert_model.h, whose lines go to the other stream
+    where, small = "INFO: [./litert/tools/benchmark_litert_model.h:82]", f"{deviation / 1e3:.2f}"
+    for name, value in (
+        ("Model initialization:", f"{init / 1e3:.2f} ms"),
+        ("Warmup (first):      ", f"{warm[0] / 1e3:.2f} ms"),
+        ("Warmup (avg):        ", f"{statistics.fmean(warm) / 1e3:.2f} ms ({len(warm)} runs)"),
+        ("Inference (avg):     ", f"{mean / 1e3:.2f} ms ({len(times)} runs)"),
+        ("Inference (min):     ", f"{min(times) / 1e3:.2f} ms"),
+        ("Inference (max):     ", f"{max(times) / 1e3:.2f} ms"),
+        ("Inference (std):     ", small),
+        ("Init footprint:      ", "1.50 MB"),
+        ("Overall footprint:   ", "2.25 MB"),
+    ):
+        print(f"{where} {name} {value}", file=sys.stderr)
+    if flags.get("use_profiler") == "true":
+        print(
+            f"{where} \n============================== Run Order ==============================\n"
+            "\t  [node type]\t  [first]\t [avg ms]\t     [%]\t  [cdf%]\t  [mem KB]\t[times called]\t[Name]\n"
+            "\t  AllocateTensors\t 0.291\t 0.291\t 0.0%\t 0.0%\t 452.0\t 0\tAllocateTensors/0\n"
+            f"\t  Fully Connected (NC, F32) GEMM\t 0.1\t {mean / 1e3:.6f}\t 100%\t 100%\t 0.0\t 1\tDelegate/FC:0\n"
+            f"\nTimings (microseconds): count={len(warm + times)} first={warm[0]:.0f} curr=1 min=1 max=2 avg=1 std=0\n"
+            "Memory (bytes): count=0\n",
+            file=sys.stderr,
+        )
+    sys.exit(0)
 say(
     f"{prefix}Inference timings in us: Init: {init:.0f}, First inference: {warm[0]:.0f}, Warmup (avg): "
     f"{statistics.fmean(warm):g}, Inference (avg): {mean:g}"

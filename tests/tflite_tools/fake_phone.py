@@ -1,10 +1,8 @@
 """A phone without a phone: a real `adbd` on this machine, reached by a real `adb`, with a program that runs models.
 
 `adbd` is built once from Debian's own source package android-platform-tools and kept in .cache/adbd. Nothing is
-installed: what is missing is named, and the tests skip. On Debian 12, everything needed comes with
-
-    apt-get install adb clang dpkg-dev android-libbase-dev android-libcutils-dev android-liblog-dev \
-        android-libboringssl-dev libcap-dev
+installed here: what is missing is named, and the tests skip. On Debian 12, `.ci/system_packages` (as root) installs
+what is needed; `.ci/run` calls it.
 """
 
 import contextlib
@@ -13,6 +11,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -60,7 +59,7 @@ _SOURCES = [
 def adbd():
     """The path of adbd, built on the first call; skips with the reason where that is impossible."""
     if shutil.which("adb") is None:
-        pytest.skip("adb is not installed")
+        pytest.skip("adb is not installed (Debian, as root: .ci/system_packages)")
     built = CACHE / "adbd"
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
@@ -75,7 +74,9 @@ def _build(built):
     include = pathlib.Path("/usr/include/android")
     missing += [name for name in _HEADERS if not (include / name).exists()]
     if missing:
-        pytest.skip(f"adbd cannot be built: missing {', '.join(missing)} (see {pathlib.Path(__file__).name})")
+        pytest.skip(
+            f"adbd cannot be built: missing {', '.join(missing)} (Debian, as root: .ci/system_packages)"
+        )
     try:
         source = _source()
         _compile(source, built)
@@ -183,12 +184,17 @@ def _compile(source, built):
     link += ["-lbase", "-lcutils", "-llog", "-lcrypto", "-lcap", "-lresolv", "-lutil", "-lpthread"]
     subprocess.run(link, check=True, capture_output=True, text=True, timeout=120)
     partial.replace(built)
+    # Half a gigabyte that nobody reads again.
+    for path in CACHE.iterdir():
+        if path.name not in (built.name, "lock"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 # --- the phone ---
 
 _LAUNCHER = """
 #include <unistd.h>
+const char* volatile held = HOLDS;
 int main(int argc, char** argv) {
   char* words[argc + 2];
   words[0] = (char*)PYTHON;
@@ -210,8 +216,8 @@ _PROPERTIES = {
 }
 
 
-def benchmark_program(folder, name="benchmark_model"):
-    """An ELF program of that name, which runs device_benchmark.py with this Python."""
+def benchmark_program(folder, name="benchmark_model", holds=""):
+    """An ELF program of that name, which runs device_benchmark.py with this Python and holds a text."""
     if shutil.which("clang") is None:
         pytest.skip("clang is not installed")
     script = pathlib.Path(__file__).with_name("device_benchmark.py")
@@ -224,6 +230,7 @@ def benchmark_program(folder, name="benchmark_model"):
         "-w",
         f'-DPYTHON="{sys.executable}"',
         f'-DSCRIPT="{script}"',
+        f'-DHOLDS="{holds}"',
         str(source),
         "-o",
         str(target),
@@ -284,6 +291,16 @@ class Phone:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+
+def end_orphans(serial, mark):
+    """What a phone that is gone leaves on this machine: programs whose command line holds a text."""
+    subprocess.run(["adb", "disconnect", serial], capture_output=True, timeout=30)
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError, ValueError):
+            words = path.read_bytes().decode(errors="replace")
+            if mark in words and "device_benchmark.py" in words:
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
-"""Code for apps: the numbers in it are the file's; Java and C++ are compiled, run, and quantize as the library does.
+"""Code for apps: the numbers in it are the file's; Kotlin, Java and C++ are compiled, run, and quantize as the library
+does. For Swift there is no compiler here: it is read only.
 
 The runtimes of phones are not here, so that stand-ins for their classes take their place: they hand the stored input to
 standard output, and what the test wants as the stored output to the code.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -55,6 +57,9 @@ def test_bad_arguments(artifact):
         app_code(artifact, "kotlln")
     with pytest.raises(ValueError, match="identifier"):
         app_code(artifact, "java", class_name="a b")
+    for name in ("class", "Interpreter"):
+        with pytest.raises(ValueError, match="word of the language"):
+            app_code(artifact, "java", class_name=name)
     with pytest.raises(ValueError, match="plain file name"):
         app_code(artifact, "java", file_name='x"; evil')
     b = tiny_models.Builder()
@@ -81,7 +86,7 @@ public class Context { public static class Assets {
     return new android.content.res.AssetFileDescriptor(); } }
   public Assets getAssets() { return new Assets(); } }""",
     "android/content/res/AssetFileDescriptor.java": """package android.content.res;
-public class AssetFileDescriptor implements AutoCloseable {
+public class AssetFileDescriptor implements java.io.Closeable {
   public java.io.FileDescriptor getFileDescriptor() throws java.io.IOException {
     return new java.io.FileInputStream(System.getProperty("model")).getFD(); }
   public long getStartOffset() { return 0; } public long getDeclaredLength() { return 16; } public void close() {} }""",
@@ -113,6 +118,76 @@ def test_java_runs(artifact, tmp_path):
     done = subprocess.run(["java", f"-Dmodel={model}", "Main"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     check(done.stdout)
+
+
+# LiteRT's CompiledModel, as much of it as the code uses, and a Main that runs both classes.
+KOTLIN = {
+    "com/google/ai/edge/litert/Accelerator.java": """package com.google.ai.edge.litert;
+public enum Accelerator { CPU, GPU }""",
+    "com/google/ai/edge/litert/TensorBuffer.java": """package com.google.ai.edge.litert;
+public class TensorBuffer implements AutoCloseable {
+  public void writeInt8(byte[] values) { for (byte v : values) System.out.print(v + " "); System.out.println(); }
+  public byte[] readInt8() { return new byte[] {-128, -1, 3, 127}; }
+  public void close() {} }""",
+    "com/google/ai/edge/litert/CompiledModel.java": """package com.google.ai.edge.litert;
+import java.util.List;
+public class CompiledModel implements AutoCloseable {
+  public static class Options { public Options(Accelerator... a) {} }
+  public static CompiledModel create(android.content.Context.Assets a, String name, Options o) {
+    return new CompiledModel(); }
+  public List<TensorBuffer> createInputBuffers() { return java.util.Collections.singletonList(new TensorBuffer()); }
+  public List<TensorBuffer> createOutputBuffers() { return java.util.Collections.singletonList(new TensorBuffer()); }
+  public void run(List<TensorBuffer> in, List<TensorBuffer> out) {}
+  public void close() {} }""",
+    "Main.kt": """import android.content.Context
+fun main() {
+  val values = floatArrayOf(0.05f, -0.05f, 0.25f, -0.25f, 0.34f, -1.27f, 1e9f, -1e9f)
+  val net: AutoCloseable = Net(Context(), 1)
+  println((net as Net).run(values).joinToString(" "))
+  val compiled: AutoCloseable = Compiled(Context())
+  println((compiled as Compiled).run(values).joinToString(" "))
+  for (each in listOf(net, compiled)) each.close()
+  check(Net.LABELS[2] == "costs \\u00245" && Compiled.LABELS == Net.LABELS)
+}""",
+}
+
+
+def test_kotlin_runs(artifact, tmp_path):
+    if shutil.which("kotlinc") is None or shutil.which("javac") is None:
+        pytest.skip("no Kotlin compiler here (Debian, as root: .ci/system_packages)")
+    files = {name: text for name, text in {**JAVA, **KOTLIN}.items() if name != "Main.java"}
+    files["Net.kt"] = app_code(artifact, "kotlin", class_name="Net")
+    files["Compiled.kt"] = app_code(artifact, "kotlin_compiled_model", class_name="Compiled")
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    model = artifact.save(tmp_path / "m.tflite")
+    # Debian's Kotlin is of 2019 and reads classes of Java 8.
+    stubs = [
+        "javac",
+        "--release",
+        "8",
+        "-Xlint:-options",
+        "-d",
+        "stubs",
+        *(n for n in files if n.endswith(".java")),
+    ]
+    kotlin = [
+        "kotlinc",
+        *(n for n in files if n.endswith(".kt")),
+        "-cp",
+        "stubs",
+        "-include-runtime",
+        "-d",
+        "net.jar",
+    ]
+    main = ["java", f"-Dmodel={model}", "-cp", f"net.jar{os.pathsep}stubs", "MainKt"]
+    for command in (stubs, kotlin, main):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    check("\n".join(lines[:2]))
+    check("\n".join(lines[2:]))
 
 
 CPP = """#pragma once

@@ -13,7 +13,9 @@ import pytest
 
 from tflite_tools import TFLiteArtifact, load, predict
 from tflite_tools.errors import InvalidModelError
-from tflite_tools.flatbuffer import Table, add_metadata, keeps_state, operator_codes, read_metadata
+from tflite_tools.file_facts import keeps_state, operator_codes, read_metadata
+from tflite_tools.flatbuffer import model_table
+from tflite_tools.metadata_writer import add_metadata
 
 MINIMAL = b"\x0c\x00\x00\x00TFL3\x04\x00\x04\x00\x04\x00\x00\x00"
 
@@ -84,13 +86,8 @@ def test_embedding_changes_neither_outputs_nor_other_metadata(shared_data, name)
 
 def test_embedding_keeps_every_buffer_aligned_as_it_was(shared_data):
     def residues(content):
-        found = []
-        for buffer in Table.root(content).tables(4):
-            slot = buffer.slot(0)
-            if slot:
-                start = slot + struct.unpack_from("<I", content, slot)[0] + 4
-                found.append(start % 16)
-        return found
+        spans = [buffer.span(0, 1) for buffer in model_table(content).tables(4)]
+        return [span[0] % 16 for span in spans if span is not None]
 
     before = (shared_data / "mlperf_tiny" / "ad01_int8.tflite").read_bytes()
     after = add_metadata(before, {"a": b"x" * 5, "b": b""})
@@ -144,10 +141,10 @@ def test_metadata_that_overlap_are_refused_before_they_fill_the_memory():
     entries = {f"entry {number}": b"x" for number in range(10_000)}
     content = bytearray(add_metadata(MINIMAL, {**entries, "large": bytes(1 << 20)}))
     large = len(entries)
-    for entry in Table.root(bytes(content)).tables(6):
-        slot = entry.slot(1)
-        content[slot : slot + 4] = struct.pack("<I", large)
-    with pytest.raises(InvalidModelError, match="larger than the file"):
+    for entry in model_table(bytes(content)).tables(6):
+        place = entry.place(1)
+        content[place : place + 4] = struct.pack("<I", large)
+    with pytest.raises(InvalidModelError, match="again and again"):
         load(bytes(content))
 
 

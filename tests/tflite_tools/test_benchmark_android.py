@@ -120,44 +120,6 @@ def test_heat_and_clocks():
 # --- over the protocol ---
 
 
-@pytest.fixture(scope="module")
-def phones(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phones")
-    fake_phone.adbd()  # skips here when there can be none
-    with fake_phone.adb_server(folder):
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def phone(phones):
-    started = fake_phone.Phone(phones / "phone").start()
-    yield started
-    started.stop()
-
-
-@pytest.fixture(scope="module")
-def program(phones):
-    return fake_phone.benchmark_program(phones / 'it\'s $(touch gone) a "tool"; yes')
-
-
-@pytest.fixture
-def run(phone, program, tmp_path):
-    """Benchmarks a small model on the phone, in a device folder of the test's own."""
-
-    def start(**options):
-        arguments = {
-            "benchmark_binary": program,
-            "serial": phone.serial,
-            "device_dir": str(tmp_path / "device"),
-            "num_runs": 5,
-            "warmup_runs": 1,
-            **options,
-        }
-        return benchmark(tiny_models.dense_float(), "android", **arguments)
-
-    return start
-
-
 def test_a_whole_run(run, phone, tmp_path):
     lines = []
     result = run(num_threads=2, op_profile=True, progress=lines.append)
@@ -176,6 +138,16 @@ def test_a_whole_run(run, phone, tmp_path):
     assert details.before.battery_celsius == 31.2
     assert "2 threads" in result.runtime and "count=5" in details.log
     assert any("count=5" in line for line in lines)  # it was told while it ran
+    (called,) = (line for line in details.log.splitlines() if line.startswith("Called with:"))
+    for word in (
+        "num_threads=2",
+        "num_runs=5",
+        "warmup_runs=1",
+        "use_xnnpack=true",
+        "use_gpu=false",
+        "use_nnapi=false",
+    ):
+        assert f" --{word} " in f"{called} "
     assert BenchmarkResult.from_dict(json.loads(result.to_json())) == result
     assert "Nobody Test Phone 1" in str(result) and "battery 31.2 °C" in str(result)
     assert not (tmp_path / "device").exists()  # nothing is left behind
@@ -213,15 +185,6 @@ def test_a_push_is_skipped_when_size_and_hash_match(run, tmp_path):
     model.write_bytes(content)
     assert run(keep_files=True).phone.pushed == ("model",)
     assert not list((tmp_path / "device").glob("run-*"))
-
-
-@pytest.mark.parametrize(
-    ("behave", "tool"), [("old", "benchmark_model"), ("litert", "benchmark_litert_model")]
-)
-def test_other_formats(run, behave, tool):
-    result = run(extra_args=[f"--behave={behave}"])
-    assert result.phone.tool == tool and result.latency_us.runs == 5
-    assert (result.latency_us.p95 is None) and result.latency_us.mean > 0
 
 
 def test_the_program_may_die_or_fail(run, tmp_path):
@@ -265,12 +228,8 @@ def test_ctrl_c_ends_the_program_and_cleans_up(phone, program, tmp_path):
     model = tmp_path / "m.tflite"
     model.write_bytes(tiny_models.dense_float())
     command = [sys.executable, "-m", "tflite_tools", "benchmark", f"--model={model}", "--target=android"]
-    command += [
-        f"--benchmark_binary={program}",
-        f"--serial={phone.serial}",
-        f"--device_dir={tmp_path / 'device'}",
-    ]
-    command += ["--extra_args=--behave=hang"]
+    command += [f"--benchmark_binary={program}", f"--serial={phone.serial}", "--extra_args=--behave=hang"]
+    command += [f"--device_dir={tmp_path / 'device'}"]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert wait_until(lambda: device_processes(str(tmp_path / "device")), 30)
     # As a terminal does: the whole group gets it, adb included.
@@ -296,15 +255,41 @@ def test_a_device_that_goes_away(phones, program, tmp_path):
     timer.join()
     # What could not be removed is named.
     assert any("Could not clean up" in line and str(tmp_path / "device") in line for line in lines)
-    subprocess.run(["adb", "disconnect", phone.serial], capture_output=True, timeout=30)
-    for words in device_processes(str(tmp_path / "device")):
-        assert "hang" in words
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):  # the orphan of the phone that is gone
-        try:
-            if str(tmp_path / "device") in path.read_bytes().decode(errors="replace"):
-                os.kill(int(path.parent.name), signal.SIGKILL)
-        except (OSError, ValueError):
-            continue
+    fake_phone.end_orphans(phone.serial, str(tmp_path / "device"))
+
+
+def adb_that(folder, does):
+    """The real adb, which runs a line of shell before it pushes anything."""
+    path = folder / "adb"
+    path.write_text(f'#!/bin/sh\ncase " $* " in *" push "*) {does};; esac\nexec adb "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_a_device_that_goes_away_while_files_are_sent(phones, program, tmp_path):
+    phone = fake_phone.Phone(phones / "sending").start()
+    adb = adb_that(tmp_path, f"kill -9 {phone.process.pid}")
+    with pytest.raises(DeviceLostError, match="went away"):
+        benchmark(
+            tiny_models.dense_float(), "android", benchmark_binary=program, serial=phone.serial, adb=adb,
+            device_dir=str(tmp_path / "device"),
+        )  # fmt: skip
+    phone.stop()
+    fake_phone.end_orphans(phone.serial, str(tmp_path / "device"))
+
+
+def test_ctrl_c_while_files_are_sent_cleans_up(phone, program, tmp_path):
+    model = tmp_path / "m.tflite"
+    model.write_bytes(tiny_models.dense_float())
+    command = [sys.executable, "-m", "tflite_tools", "benchmark", f"--model={model}", "--target=android"]
+    command += [f"--benchmark_binary={program}", f"--serial={phone.serial}"]
+    command += [
+        f"--device_dir={tmp_path / 'device'}",
+        f"--adb={adb_that(tmp_path, 'kill -INT $PPID; sleep 1')}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130 and not done.stdout
+    assert not (tmp_path / "device").exists()
 
 
 def test_several_devices_and_a_wrong_binary(phones, phone, program, tmp_path):
@@ -323,52 +308,24 @@ def test_several_devices_and_a_wrong_binary(phones, phone, program, tmp_path):
         subprocess.run(["adb", "disconnect", tablet.serial], capture_output=True, timeout=30)
 
 
+def test_it_runs_on_the_chosen_cores(run):
+    core = min(os.sched_getaffinity(0))
+    result = run(cpu_mask=f"{1 << core:x}")
+    assert f"On cores: [{core}]" in result.phone.log and f"cores {1 << core:x}" in result.runtime
+
+
 def test_a_phone_that_heats_up(run, tmp_path):
     counter = tmp_path / "count"
-    result = run(repeat=3, cooldown_s=0.0, extra_args=["--delay=0.02", f"--slower={counter}"])
+    lines = []
+    arguments = ["--delay=0.02", f"--slower={counter}"]
+    result = run(repeat=3, cooldown_s=0.1, extra_args=arguments, progress=lines.append)
+    rests = [line for line in lines if line.startswith(("Repetition", "Cooling"))]
+    rest = "Cooling down for 0.1 s"
+    assert rests == ["Repetition 1 of 3", rest, "Repetition 2 of 3", rest, "Repetition 3 of 3"]
     first, second, third = result.phone.repeats_us
     assert first < second < third  # 20, 40 and 60 ms
     assert result.latency_us.mean == second  # the one in the middle
     assert any("slower than the first: the device heats up" in warning for warning in result.warnings)
-
-
-def test_nnapi_is_called_deprecated(run):
-    assert any("deprecated since Android 15" in warning for warning in run(use_nnapi=True).warnings)
-
-
-def test_a_matrix_on_the_phone(phone, program, tmp_path, capsys):
-    model = tmp_path / "m.tflite"
-    model.write_bytes(tiny_models.dense_float())
-    command = ["matrix", f"--models={model}", "--target=android", f"--serial={phone.serial}", "--num_runs=3"]
-    command += [
-        f"--benchmark_binary={program}",
-        f"--device_dir={tmp_path / 'device'}",
-        "--delegates=none,gpu",
-    ]
-    assert main([*command, f"--output={tmp_path / 'matrix.json'}"]) == 0
-    assert "none x1" in capsys.readouterr().out
-    none, gpu = json.loads((tmp_path / "matrix.json").read_text())["cells"]
-    assert none["result"]["settings"]["use_xnnpack"] is False
-    assert gpu["result"]["settings"]["use_gpu"] is True and gpu["result"]["latency_us"]["runs"] == 3
-
-
-def test_the_benchmark_app(phone, tmp_path):
-    """`am` and logcat stand in for those of Android: the app's lines come from the same program."""
-    script = pathlib.Path(__file__).with_name("device_benchmark.py")
-    log = tmp_path / "log"
-    options = {"serial": phone.serial, "use_apk": True, "device_dir": str(tmp_path / "device"), "num_runs": 3}
-    phone.program("pm", "exit 1")
-    with pytest.raises(DeviceError, match=r"org.tensorflow.lite.benchmark is not installed"):
-        benchmark(tiny_models.dense_float(), "android", **options)
-    phone.program("pm", "echo package:/data/app/base.apk")
-    # The last argument of `am start` is the whole command line, which the app splits at spaces.
-    phone.program(
-        "am",
-        f'for last; do :; done; {sys.executable} {script} $last 2>&1 | sed "s/^/I\\/tflite  ( 123): /" > {log}',
-    )
-    phone.program("logcat", f'case "$1" in -c) rm -f {log};; *) cat {log};; esac')
-    result = benchmark(tiny_models.dense_float(), "android", **options)
-    assert result.latency_us.runs == 3 and result.phone.pushed == ("model",)
 
 
 def test_an_exit_status_is_never_taken_for_another(phone):

@@ -226,7 +226,7 @@ def test_a_child_that_dies_or_hangs_leaves_this_process_alone(tmp_path, monkeypa
     (tmp_path / "aborting_worker.py").write_text("import os\nos.abort()\n")
     (tmp_path / "hanging_worker.py").write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(ModelCrashError, match="killed by SIGABRT while it ran the file") as caught:
+    with pytest.raises(ModelCrashError, match="killed by SIGABRT while running the file") as caught:
         host.run_child("aborting_worker", b"", {}, 1.0)
     assert caught.value.signal_name == "SIGABRT"
     monkeypatch.setattr(host, "_STARTUP_LIMIT_S", 0.2)

@@ -51,16 +51,48 @@ INFO: Memory footprint delta from the start of the tool (MB): init=1.5 overall=2
 INFO: Overall peak memory footprint (MB) via periodic monitoring: 12.75
 """
 
-# Made up after the format that LiteRT's newer tool writes to stderr.
-MADE_UP_LITERT = """\
-INFO: [benchmark_litert_model.h:168] ========== BENCHMARK RESULTS ==========
-INFO: [benchmark_litert_model.h:170] Model initialization: 1.18 ms
-INFO: [benchmark_litert_model.h:172] Warmup (first):       2.50 ms
-INFO: [benchmark_litert_model.h:174] Warmup (avg):         0.61 ms (5 runs)
-INFO: [benchmark_litert_model.h:176] Inference (avg):      0.53 ms (50 runs)
-INFO: [benchmark_litert_model.h:178] Inference (min):      0.50 ms
-INFO: [benchmark_litert_model.h:180] Inference (max):      0.90 ms
-INFO: [benchmark_litert_model.h:182] Peak memory usage:    9.25 MB
+# Recorded on a phone with LiteRT's tool (published by a processor's maker), --use_profiler=true; shortened.
+RECORDED_LITERT = """\
+VERBOSE: Replacing 1 out of 1 node(s) with delegate (TfLiteXNNPackDelegate) node, yielding 1 partitions for subgraph 0.
+INFO: The input model file size (MB): 3.27774
+INFO: Initialized session in 4.478ms.
+INFO: count=1055 first=1033 curr=473 min=443 max=1033 avg=465.319 std=18 p5=459 median=463 p95=478
+
+INFO: count=2112 first=463 curr=459 min=442 max=979 avg=464.545 std=13 p5=460 median=462 p95=478
+
+INFO: [./litert/tools/benchmark_litert_model.h:82] Model initialization: 4.48 ms
+INFO: [./litert/tools/benchmark_litert_model.h:84] Warmup (first):       1.03 ms
+INFO: [./litert/tools/benchmark_litert_model.h:86] Warmup (avg):         0.47 ms (1055 runs)
+INFO: [./litert/tools/benchmark_litert_model.h:88] Inference (avg):      0.46 ms (2112 runs)
+INFO: [./litert/tools/benchmark_litert_model.h:92] Inference (min):      0.44 ms
+INFO: [./litert/tools/benchmark_litert_model.h:94] Inference (max):      0.98 ms
+INFO: [./litert/tools/benchmark_litert_model.h:96] Inference (std):      0.01
+INFO: [./litert/tools/benchmark_litert_model.h:103] Throughput:           525.55 MB/s
+INFO: [./litert/tools/benchmark_litert_model.h:114] Init footprint:       8.94 MB
+INFO: [./litert/tools/benchmark_litert_model.h:116] Overall footprint:    11.51 MB
+INFO: [./litert/tools/benchmark_litert_model.h:123] Peak memory usage not available. (peak_mem_mb <= 0)
+"""
+RECORDED_LITERT_PROFILE = """\
+INFO: [./litert/tools/benchmark_litert_model.h:179]
+============================== Run Order ==============================
+\t        [node type]\t  [first]\t [avg ms]\t     [%]\t  [cdf%]\t  [mem KB]\t[times called]\t[Name]
+\tLiteRT::Run[buffer registration]\t 0.020\t 0.014\t 3.309%\t 3.309%\t 0.000\t 1\tLiteRT::Run[buffer registration]/0
+\t    AllocateTensors\t    0.291\t    0.291\t  0.022%\t  3.331%\t   452.000\t        0\tAllocateTensors/0
+\tStatic Reshape (NC)\t    0.085\t    0.003\t  0.739%\t  4.070%\t     0.000\t        1\tDelegate/Static Reshape (NC):0
+\tFully Connected (NC, PF32) GEMM\t 0.538\t 0.382\t 92.948%\t 97.018%\t 0.000\t 1\tDelegate/Fully Connected:1
+\tLiteRT::Run[Buffer sync]\t 0.013\t 0.012\t 2.982%\t100.000%\t 0.000\t 1\tLiteRT::Run[Buffer sync]/0
+
+============================== Summary by node type ==============================
+\t        [Node type]\t  [count]\t  [avg ms]\t    [avg %]\t    [cdf %]\t  [mem KB]\t[times called]
+\tFully Connected (NC, PF32) GEMM\t        1\t     0.382\t    93.171%\t    93.171%\t     0.000\t        1
+\tLiteRT::Run[buffer registration]\t        1\t     0.013\t     3.171%\t    96.341%\t     0.000\t        1
+\tLiteRT::Run[Buffer sync]\t        1\t     0.012\t     2.927%\t    99.268%\t     0.000\t        1
+\tStatic Reshape (NC)\t        1\t     0.003\t     0.732%\t   100.000%\t     0.000\t        1
+\tAllocateTensors\t        1\t     0.000\t     0.000%\t   100.000%\t   452.000\t        0
+
+Timings (microseconds): count=3166 first=947 curr=406 min=390 max=947 avg=411.071 std=14
+Memory (bytes): count=0
+5 nodes observed
 """
 
 
@@ -94,14 +126,41 @@ def test_percentiles_and_the_watched_peak():
     assert log.peak_memory_bytes == round(12.75 * 2**20)
 
 
-def test_litert():
-    log = parse_log(MADE_UP_LITERT)
+def test_recorded_litert():
+    """It prints TFLite's lines, its own in milliseconds, and behind the profile sums that are no result."""
+    log = parse_log(RECORDED_LITERT + RECORDED_LITERT_PROFILE)
     assert log.tool == "benchmark_litert_model"
     found = log.latency
-    assert (found.mean, found.min, found.max, found.runs) == pytest.approx((530, 500, 900, 50))
-    assert found.median is None and found.std is None
-    assert (log.init_us, log.first_us) == pytest.approx((1180, 2500))
-    assert log.peak_memory_bytes == round(9.25 * 2**20)
+    assert (found.runs, found.min, found.max, found.mean) == (2112, 442, 979, 464.545)
+    assert (found.median, found.p95, found.std) == (462, 478, 13)
+    assert (log.init_us, log.first_us) == (pytest.approx(4480), 1033)
+    assert log.peak_memory_bytes == round(11.51 * 2**20)
+    assert log.replaced_nodes == (("TfLiteXNNPackDelegate", 1, 1, 1),)
+    # What ran; preparing the tensors was called 0 times per inference.
+    times = {"Fully Connected (NC, PF32) GEMM": 382, "LiteRT::Run[buffer registration]": 14}
+    times |= {"LiteRT::Run[Buffer sync]": 12, "Static Reshape (NC)": 3}
+    assert {op.name: op.mean_us for op in log.ops} == pytest.approx(times)
+    # The tool's own shares are of 0.411 ms with rounding.
+    assert log.ops[0].share == pytest.approx(0.92948, abs=1e-3)
+
+
+def test_litert_alone():
+    """Its own lines without TFLite's; the peak is made up, because the recorded phone did not tell it."""
+    own = "\n".join(line for line in RECORDED_LITERT.splitlines() if "count=" not in line)
+    log = parse_log(
+        own + "\nINFO: [./litert/tools/benchmark_litert_model.h:119] Peak memory:          12.75 MB\n"
+    )
+    found = log.latency
+    assert (found.mean, found.min, found.max, found.std) == pytest.approx((460, 440, 980, 10))
+    assert found.runs == 2112 and found.median is None and found.p95 is None
+    assert (log.init_us, log.first_us) == pytest.approx((4480, 1030))
+    assert log.peak_memory_bytes == round(12.75 * 2**20)
+
+
+def test_unknown_flags():
+    # Recorded (published by a user): an old build that was asked for half precision.
+    assert parse_log("STARTING!\nUnconsumed cmdline flags: --allow_fp16\n").unknown_flags == ("allow_fp16",)
+    assert parse_log("WARN: Unconsumed cmdline flags: --a_b=x/--c --d=1").unknown_flags == ("a_b", "d")
 
 
 def test_degenerate_counts():

@@ -8,9 +8,7 @@ import pytest
 import tiny_models
 from test_benchmark_micro import two_dense
 
-from tflite_tools.benchmarking import matrix as module
-from tflite_tools.benchmarking.adb import DeviceLostError
-from tflite_tools.benchmarking.matrix import Matrix, benchmark_matrix, compare_matrices
+from tflite_tools.benchmarking.matrix import Matrix, benchmark_matrix, changes, compare_matrices
 from tflite_tools.cli import main
 from tflite_tools.report import read_report
 
@@ -58,24 +56,26 @@ def test_comparing_two_runs(found):
     after = Matrix(
         "host", (dataclasses.replace(first, result=dataclasses.replace(first.result, latency_us=slower)),)
     )
-    assert "+25.0 %" in compare_matrices(before, after)
-    assert compare_matrices(before, found).count("\n") == 1 + len(found.cells)
+    text = compare_matrices(before, after)
+    assert "+25.0 %" in text and "Not the same" not in text and "not the same" not in text
+    # One cell against eight; those that are in one run only, or failed, have no change.
+    rows = {change.cell: change for change in changes(before, found)}
+    assert list(rows) == [cell.key for cell in found.cells]
+    assert rows[first.key].same_file is True and all(
+        change.percent is None for key, change in rows.items() if key != first.key
+    )
 
 
-def test_when_the_device_goes_away_the_rest_is_noted(monkeypatch):
-    calls = []
+def test_what_else_differs_between_two_runs_is_told(found):
+    def other(cell):
+        if cell.result is None:
+            return cell
+        result = dataclasses.replace(cell.result, device="Another", artifact_sha256="0" * 64)
+        return dataclasses.replace(cell, result=result)
 
-    def leaves(content, target, **options):
-        calls.append(options["num_threads"])
-        raise DeviceLostError("Device X went away: closed")
-
-    monkeypatch.setattr(module, "benchmark", leaves)
-    cells = benchmark_matrix({"m": two_dense()}, "android", threads=(1, 2, 4), benchmark_binary="b").cells
-    assert calls == [1]
-    assert [cell.error for cell in cells] == [
-        "Device X went away: closed",
-        *["not run: the device went away before"] * 2,
-    ]
+    text = compare_matrices(found, Matrix("host", tuple(map(other, found.cells))))
+    assert f"Not the same device: {found.cells[0].result.device} before, Another after." in text
+    assert text.count("not the same file") == 4
 
 
 def test_all_bad_arguments_at_once():
@@ -94,9 +94,31 @@ def test_the_command(tmp_path, capsys):
     assert "xnnpack x1" in capsys.readouterr().out
     assert main([*common, f"--compare={tmp_path}/m.json"]) == 0
     assert "change" in capsys.readouterr().out
+    assert main([*common, f"--compare={tmp_path}/m.json", "--json"]) == 0
+    comparison = json.loads(capsys.readouterr().out)["comparison"]
+    assert [change["same_file"] for change in comparison] == [True, True]
     assert main(["report", f"--input={tmp_path}/r.json"]) == 0
     assert "a, 1 thread, xnnpack" in capsys.readouterr().out
     assert main([*common, "--use_gpu"]) == 2
     assert "--delegates" in capsys.readouterr().err
     assert main([*common, "--threads=many"]) == 2
     assert main(["matrix", "--threads=1"]) == 2
+
+
+def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "a.tflite").write_bytes(two_dense())
+    pytest.importorskip("matplotlib")
+    command = ["matrix", f"--models={tmp_path}/a.tflite", f"--output={tmp_path}/a.tflite/m.json"]
+    assert main([*command, f"--report={tmp_path}", f"--plot={tmp_path}/p.xyz"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    for part in (
+        "there can be no folder",
+        "(--output)",
+        "is a folder (--report)",
+        "ends in .png, .svg or .pdf",
+    ):
+        assert part in said
+    (tmp_path / "custom.tflite").write_bytes(tiny_models.conv_int8())
+    command = ["matrix", f"--models={tmp_path}/custom.tflite", f"--output={tmp_path}/new/m.json"]
+    assert main(command) == 2  # nothing was measured, and why is kept
+    assert "MyDecoder" in capsys.readouterr().err and (tmp_path / "new" / "m.json").exists()

@@ -368,6 +368,9 @@ def test_the_command(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["micro"]["budget"]["fits"] is True and found["micro"]["npu"]["kind"] == "estimated"
     assert found["latency_us"] is None
+    assert main([*common, f"--picture={tmp_path}/peak.xyz"]) == 2
+    out, error = capsys.readouterr()
+    assert not out and ".png, .svg or .pdf" in error
     assert main([*common, "--num_threads=4"]) == 2
     assert "num_threads must be 1" in capsys.readouterr().err
     assert main(["benchmark", f"--model={path}", "--board=arduino-zero", "--npu=ethos-u55-64"]) == 2

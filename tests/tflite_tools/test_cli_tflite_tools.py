@@ -125,7 +125,7 @@ def test_report_of_models(capsys, model, tmp_path):
         (["c_array", "--model={model}", "--name=9lives", "--output_dir={tmp}"], "C identifier"),
         (["report", "--input={text}"], "is no JSON"),
         (["report"], "--input or --models is missing."),
-        (["report", "--models={text}"], "not a .tflite file"),
+        (["report", "--models={text}"], "Not a .tflite file"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_status_2(capsys, model, tmp_path, arguments, says):

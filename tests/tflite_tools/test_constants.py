@@ -177,3 +177,9 @@ def test_bytes_of_real_files_add_up(shared_data):
     for path in sorted((shared_data / "tflite_zoo").glob("*.tflite")):
         found = inspect(path)
         assert sum(found.bytes_by_use.values()) == path.stat().st_size, path.name
+
+
+def test_weights_in_the_options_of_a_custom_operator_are_named(shared_data):
+    # A vocabulary for SentencePiece of 1.2 MB, which is nearly the whole file.
+    found = inspect(shared_data / "tflite_zoo" / "tfls_wiki40b-lm-en.tflite")
+    assert found.bytes_by_use["custom options of FlexSentencepieceOp"] > 0.99 * found.size_bytes

@@ -7,7 +7,8 @@ import tensorflow as tf
 
 import tflite_tools
 from tflite_tools.errors import ConversionError
-from tflite_tools.flatbuffer import Table, tensor_types
+from tflite_tools.file_facts import tensor_types
+from tflite_tools.flatbuffer import model_table
 
 FLOAT32, INT8 = 0, 9  # TensorType numbers of the schema
 
@@ -34,17 +35,17 @@ def images():
 
 
 def _input_shapes(artifact):
-    return [tuple(t.integers(0)) for g in Table.root(artifact.content).tables(2) for t in _io(g, 1)]
+    return [tuple(t.vector(0, "int32")) for g in model_table(artifact.content).tables(2) for t in _io(g, 1)]
 
 
 def _io(graph, field):
-    tensors = graph.tables(0)
-    return [tensors[k] for k in graph.integers(field)]
+    tensors = list(graph.tables(0))
+    return [tensors[k] for k in graph.vector(field, "int32")]
 
 
 def _io_types(artifact):
-    graph = Table.root(artifact.content).tables(2)[0]
-    return [t.scalar(1, "<b") for field in (1, 2) for t in _io(graph, field)]
+    graph = next(model_table(artifact.content).tables(2))
+    return [t.integer(1, "int8") for field in (1, 2) for t in _io(graph, field)]
 
 
 # Largest difference in units of the outputs' spread. float32 differs by rounding; float16 keeps 11 bits

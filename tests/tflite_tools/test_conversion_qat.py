@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import tflite_tools
 from tflite_tools.errors import ConversionError
-from tflite_tools.flatbuffer import tensor_types
+from tflite_tools.file_facts import tensor_types
 
 FLOAT32 = 0
 

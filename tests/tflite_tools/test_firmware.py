@@ -28,7 +28,7 @@ STRICT = ["-Wall", "-Wextra", "-Werror", "-Os", "-ffunction-sections", "-fdata-s
 
 def tool(name):
     if shutil.which(f"arm-none-eabi-{name}") is None:
-        pytest.skip(f"no arm-none-eabi-{name} here (Debian: apt-get install gcc-arm-none-eabi)")
+        pytest.skip(f"no arm-none-eabi-{name} here (Debian, as root: .ci/system_packages)")
     return f"arm-none-eabi-{name}"
 
 
@@ -59,26 +59,79 @@ def test_the_array_is_the_file_on_the_chip(tmp_path, chip, language):
 # As much of TFLite Micro's header as the generated code uses. The names of the functions are those of the real one;
 # test_benchmark_micro.py checks them against it.
 STUB = """
+#pragma once
 enum TfLiteStatus {{ kTfLiteOk, kTfLiteError }};
 namespace tflite {{
-template <unsigned int tOpCount> class MicroMutableOpResolver {{
+class MicroOpResolver {{}};
+template <unsigned int tOpCount> class MicroMutableOpResolver : public MicroOpResolver {{
  public:
 {methods}
 }};
 }}
 """
+INTERPRETER_STUB = """
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include "micro_mutable_op_resolver.h"
+union TfLitePtrUnion { int8_t* int8; uint8_t* uint8; int16_t* i16; int32_t* i32; float* f; bool* b; char* raw; };
+struct TfLiteTensor { TfLitePtrUnion data; };
+namespace tflite {
+class Model;
+class MicroInterpreter {
+ public:
+  MicroInterpreter(const Model* model, const MicroOpResolver& resolver, uint8_t* arena, size_t size);
+  TfLiteStatus AllocateTensors();
+  TfLiteStatus Invoke();
+  TfLiteTensor* input(size_t index);
+  TfLiteTensor* output(size_t index);
+  size_t arena_used_bytes() const;
+};
+}
+"""
+SCHEMA_STUB = "namespace tflite { class Model; const Model* GetModel(const void* buffer); }\n"
 
 
-@pytest.mark.parametrize("chip", CHIPS)
-def test_the_header_is_valid_for_every_operator(tmp_path, chip):
+@pytest.fixture
+def tflm(tmp_path):
+    """A folder to include from, with the stubs."""
     folder = tmp_path / "tensorflow/lite/micro"
     folder.mkdir(parents=True)
     methods = "\n".join(
         f"  TfLiteStatus {resolver_call(name)}() {{ return kTfLiteOk; }}" for name in supported_operators()
     )
     (folder / "micro_mutable_op_resolver.h").write_text(STUB.format(methods=methods))
-    (tmp_path / "net_firmware.h").write_text(firmware_header(two_dense(np.int8), "net", 1904))
-    (tmp_path / "main.cc").write_text(
+    (folder / "micro_interpreter.h").write_text(INTERPRETER_STUB)
+    (tmp_path / "tensorflow/lite/schema").mkdir()
+    (tmp_path / "tensorflow/lite/schema/schema_generated.h").write_text(SCHEMA_STUB)
+    return tmp_path
+
+
+def compile_for(chip, folder):
+    asked = subprocess.run(
+        [tool("g++"), "-E", "-x", "c++", "-"], input="#include <math.h>", capture_output=True, text=True
+    )
+    if asked.returncode:
+        pytest.skip("no C library for arm-none-eabi-g++ here (Debian: libnewlib-arm-none-eabi)")
+    command = [tool("g++"), *CHIPS[chip], *STRICT, "-std=c++17", f"-I{folder}", "-c", str(folder / "main.cc")]
+    done = subprocess.run([*command, "-o", str(folder / "main.o")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.float32])
+def test_the_program_of_the_readme_compiles(tflm, kind):
+    content = two_dense(kind)
+    c_array(load(content), tflm, "net")
+    (tflm / "net_firmware.h").write_text(firmware_header(content, "net", 1904))
+    (program,) = re.findall(r"```cpp\n(.*?)```", firmware_readme(content, "net", 1904), re.DOTALL)
+    (tflm / "main.cc").write_text(program)
+    compile_for("Cortex-M4", tflm)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_the_header_is_valid_for_every_operator(tflm, chip):
+    (tflm / "net_firmware.h").write_text(firmware_header(two_dense(np.int8), "net", 1904))
+    (tflm / "main.cc").write_text(
         '#include "net_firmware.h"\n#include <stdint.h>\n'
         'static_assert(net_arena_bytes == 1904, "");\n'
         'static_assert(net_input_size == 8 && net_output_size == 4 && net_operator_count == 1, "");\n'
@@ -86,17 +139,7 @@ def test_the_header_is_valid_for_every_operator(tmp_path, chip):
         "tflite::MicroMutableOpResolver<net_operator_count> resolver;\n"
         "extern int go(); int go() { return net_register_operators(resolver) == kTfLiteOk; }\n"
     )
-    command = [
-        tool("g++"),
-        *CHIPS[chip],
-        *STRICT,
-        "-std=c++17",
-        f"-I{tmp_path}",
-        "-c",
-        str(tmp_path / "main.cc"),
-    ]
-    done = subprocess.run([*command, "-o", str(tmp_path / "main.o")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    compile_for(chip, tflm)
 
 
 def test_scaling_and_operators():
@@ -120,6 +163,14 @@ def test_a_file_that_cannot_run_is_refused_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_somebody_elses_readme_is_never_overwritten(tmp_path):
+    (tmp_path / "README.md").write_text("# My project\n")
+    with pytest.raises(FileExistsError, match="name another directory"):
+        c_array(load(two_dense(np.int8)), tmp_path, "net", firmware=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert (tmp_path / "README.md").read_text() == "# My project\n"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tflite_micro") is None, reason="tflite-micro is not installed")
 def test_the_command_writes_the_measured_arena(tmp_path, capsys):
     path = tmp_path / "m.tflite"
@@ -138,6 +189,11 @@ def test_the_command_writes_the_measured_arena(tmp_path, capsys):
         == 0
     )
     files = json.loads(capsys.readouterr().out)["files"]
+    assert (
+        main(["c_array", f"--model={path}", f"--output_dir={tmp_path / 'out'}", "--name=net", "--firmware"])
+        == 0
+    )
+    capsys.readouterr()  # a second time, over its own files
     assert {name.rsplit("/", 1)[1] for name in files} == {"net.h", "net.cc", "net_firmware.h", "README.md"}
     assert main(["benchmark", f"--model={path}", "--target=micro", "--json", "--num_runs=1"]) == 0
     arena = json.loads(capsys.readouterr().out)["arena_bytes"]

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tflite_tools
 from tflite_tools import interpreter
 from tflite_tools.errors import ModelCrashError, UnsupportedModelError
-from tflite_tools.flatbuffer import Table
+from tflite_tools.flatbuffer import model_table
 from tflite_tools.interpreter import available_cores, prepare
 from tflite_tools.processes import ChildRunner
 from tflite_tools.quantized_values import dequantize, quantize
@@ -235,7 +235,7 @@ def test_available_cores_respect_affinity():
 def test_a_killed_child_is_an_error_with_its_signal(int8_file, numbers):
     child = ChildRunner(int8_file.content)
     try:
-        os.kill(child._process.pid, signal.SIGSEGV)
+        os.kill(child._child.process.pid, signal.SIGSEGV)
         with pytest.raises(ModelCrashError, match="SIGSEGV") as caught:
             for _ in range(3):
                 child.run({"numbers": quantize(numbers, 1.0, 0, "int8")})
@@ -249,10 +249,11 @@ def test_a_file_that_kills_its_process_leaves_the_caller_alive():
     inputs = keras.Input((8, 8, 2))
     model = keras.Model(inputs, keras.layers.Conv2DTranspose(2, 3, strides=2)(inputs))
     broken = bytearray(tflite_tools.convert(model, metadata=False).content)
-    for node in Table.root(bytes(broken)).tables(2)[0].tables(3):
+    for node in next(model_table(bytes(broken)).tables(2)).tables(3):
         options = node.table(4)
-        if options is not None and options.slot(1) and options.scalar(1, "<i") == 2:  # stride_w
-            broken[options.slot(1) : options.slot(1) + 4] = bytes(4)
+        place = None if options is None else options.place(1)
+        if place is not None and options.integer(1, "int32") == 2:  # stride_w
+            broken[place : place + 4] = bytes(4)
     with pytest.raises(ModelCrashError, match="SIGFPE while loading") as caught:
         tflite_tools.predict(tflite_tools.load(bytes(broken)), np.zeros((1, 8, 8, 2)))
     assert caught.value.signal_name == "SIGFPE"

@@ -1,22 +1,17 @@
 """The notebook on phones and microcontrollers, run from its first cell to its last on the real recordings."""
 
 import importlib.util
-import pathlib
 
+import notebooks
 import pytest
-
-NOTEBOOK = pathlib.Path(__file__).resolve().parents[2] / "examples" / "04_phone_and_microcontroller.ipynb"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tflite_micro") is None, reason="tflite-micro is not installed")
 def test_the_notebook(shared_data, tmp_path, monkeypatch):
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     monkeypatch.setenv("ST_HAR", str(shared_data / "st_har"))
     monkeypatch.setenv("NOTEBOOK_OUTPUT", str(tmp_path))
-    book = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(book)
-    nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    notebooks.run("04_phone_and_microcontroller.ipynb", tmp_path)
     assert (tmp_path / "har.tflite").stat().st_size < 8 * 1024
     assert {path.name for path in (tmp_path / "firmware").iterdir()} == {
         "har.h",

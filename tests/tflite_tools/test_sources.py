@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tflite_tools
 from tflite_tools.errors import ConversionError
-from tflite_tools.flatbuffer import Table, tensor_types
+from tflite_tools.file_facts import signature_names, tensor_types
 from tflite_tools.preprocessing import Preprocessing
 from tflite_tools.runner import ModelRunner
 
@@ -32,7 +32,7 @@ def expected(model, images):
 
 
 def _signature_names(artifact):
-    return sorted(entry.text(2) for entry in Table.root(artifact.content).tables(7))
+    return signature_names(artifact.content)
 
 
 # --- kinds of source ---
@@ -214,6 +214,10 @@ def test_streaming_models_keep_their_variables(quantization):
     x = np.random.default_rng(0).random((12, 1, 2)).astype("float32")
     calibration = np.tile(x, (4, 1, 1)) if quantization == "int8" else None
     artifact = tflite_tools.convert(module.step, quantization=quantization, calibration=calibration)
+    # The variable is in the file, and what fills it at the start.
+    assert {"CALL_ONCE", "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE"} <= set(
+        tflite_tools.inspect(artifact).ops
+    )
     padded = np.concatenate([np.zeros((2, 2)), x[:, 0]])
     expected = padded[:-2] + padded[1:-1] + padded[2:]
     # Three quantized frames of range 1 and a sum of range 3, each within half a step of 1/255 of its range,
@@ -319,3 +323,10 @@ def test_preprocessing_problems_are_listed():
         Preprocessing(dtype="int3", interpolation="cubic", size=(0, 3))
     with pytest.raises(ValueError, match="unknown fields"):
         tflite_tools.convert(keras.Sequential([keras.Input((2,))]), include_preprocessing={"scales": 1})
+
+
+def test_the_converters_own_metadata_stay_beside_ours():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    artifact = tflite_tools.convert(model, metadata={"class_names": ["a", "b", "c"]})
+    names = {entry.name for entry in tflite_tools.inspect(artifact).metadata}
+    assert {"min_runtime_version", "CONVERSION_METADATA"} < names

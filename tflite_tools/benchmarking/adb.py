@@ -212,6 +212,7 @@ class Device:
           Whether anything was sent.
 
         Raises:
+          DeviceLostError: the device went away.
           DeviceError: it did not arrive whole.
         """
         data = content if isinstance(content, bytes) else content.read_bytes()
@@ -225,6 +226,7 @@ class Device:
             path.write_bytes(data)
             done = _run([self.adb, "-s", self.serial, "push", str(path), target], _PUSH_S)
         if done.returncode:
+            self.script("true")  # raises DeviceLostError where that is why
             raise DeviceError(
                 f"Could not write {target} on {self.serial}: {_last(done.stderr or done.stdout)}"
             )

@@ -11,10 +11,15 @@ import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from tflite_tools.benchmarking import adb as bridge
 from tflite_tools.benchmarking.adb import Device, DeviceError, DeviceLostError, DeviceTimeoutError
+from tflite_tools.benchmarking.android_options import (
+    AndroidOptions,
+    check_options,
+    is_litert_program,
+    program_arguments,
+)
 from tflite_tools.benchmarking.elf import program_abi
 from tflite_tools.benchmarking.logs import BenchmarkLog, parse_log, parse_operator_table
 from tflite_tools.benchmarking.phone_facts import PhoneFacts, phone_facts, phone_state
@@ -27,26 +32,6 @@ APK = "org.tensorflow.lite.benchmark"
 _SIGNALS = {132: "SIGILL", 134: "SIGABRT", 135: "SIGBUS", 136: "SIGFPE", 137: "SIGKILL", 139: "SIGSEGV"}
 _SLOWER = 0.05  # beyond this, the last runs are called slower than the first
 _POLL_S = 1.0
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What to run, checked."""
-
-    num_threads: int
-    num_runs: int
-    warmup_runs: int
-    op_profile: bool
-    use_xnnpack: bool
-    use_gpu: bool
-    use_nnapi: bool
-    cpu_mask: str | None
-    repeat: int
-    cooldown_s: float
-    timeout_s: float
-    device_dir: str
-    keep_files: bool
-    extra_args: tuple[str, ...]
 
 
 def benchmark_android(
@@ -104,21 +89,32 @@ def benchmark_android(
       FileNotFoundError: no adb, or no such binary.
       InvalidModelError: no .tflite file, or a broken one.
       DeviceError: no device, several, one that cannot be used, one that went away (DeviceLostError), one that took too
-        long (DeviceTimeoutError), or a program that failed; the message says what to do.
+        long (DeviceTimeoutError), or a program that failed or cannot do what was asked; the message says what to do.
       ModelCrashError: the program died on the device.
     """
-    options = _Options(
+    options = AndroidOptions(
         num_threads, num_runs, warmup_runs, op_profile, use_xnnpack, use_gpu, use_nnapi, cpu_mask, repeat,
         cooldown_s, timeout_s, device_dir, keep_files, tuple(extra_args),
     )  # fmt: skip
     binary = None if benchmark_binary is None else pathlib.Path(benchmark_binary)
-    _check(options, binary, use_apk)
+    check_options(options, binary, use_apk)
     parse(content)
+    abi, is_litert = None, False
+    if binary is not None:
+        abi, is_litert = program_abi(binary), is_litert_program(binary)
+    if is_litert and (options.use_nnapi or not options.use_xnnpack):
+        raise DeviceError(
+            f"{binary} is LiteRT's benchmark, which has no switch for NNAPI and none that turns XNNPACK off; take "
+            "TFLite's benchmark_model for that."
+        )
     program = bridge.find_adb(adb)
     device = Device(program, bridge.choose(bridge.attached(program), serial).serial)
     facts = phone_facts(device)
-    if binary is not None:
-        _check_abi(binary, facts)
+    if binary is not None and facts.abis and abi not in facts.abis:
+        raise ValueError(
+            f"{binary} is built for {abi}, but the device runs {', '.join(facts.abis)}; build or download "
+            f"{binary.name} for {facts.abis[0]}."
+        )
     say = progress or (lambda line: None)
     say(f"Device {device.serial}: {facts.name}")
     with _files(device, content, binary, options, say) as (model, remote, folder, pushed):
@@ -133,61 +129,20 @@ def benchmark_android(
             if remote is None:
                 text = _run_apk(device, model, options, say)
             else:
-                text = _run_binary(device, remote, model, folder, options, say)
+                words = [remote, *program_arguments(model, folder, options, is_litert=is_litert)]
+                text = _run_binary(device, words, folder, options, say)
             runs.append((_read(text, device, folder, options), text))
         after = phone_state(device)
     return _result(content, runs, device, facts, before, after, pushed, options)
 
 
-def _check(options: _Options, binary: pathlib.Path | None, use_apk: bool) -> None:
-    problems = [
-        f"{name} must be {least} or more, got {getattr(options, name)!r}"
-        for name, least in (("num_threads", 1), ("num_runs", 1), ("warmup_runs", 0), ("repeat", 1))
-        if isinstance(getattr(options, name), bool)
-        or not isinstance(getattr(options, name), int)
-        or getattr(options, name) < least
-    ]
-    if not options.timeout_s > 0:
-        problems.append(f"timeout_s must be above 0, got {options.timeout_s!r}")
-    if not options.cooldown_s >= 0:
-        problems.append(f"cooldown_s must be 0 or more, got {options.cooldown_s!r}")
-    if (binary is None) == (not use_apk):
-        problems.append(
-            "give either benchmark_binary (TFLite's benchmark_model or LiteRT's benchmark_litert_model, built for the "
-            "device) or use_apk (the installed benchmark app)"
-        )
-    if options.use_gpu and options.use_nnapi:
-        problems.append("use_gpu and use_nnapi exclude each other")
-    if options.cpu_mask is not None and not re.fullmatch(r"(0x)?[0-9a-fA-F]+", options.cpu_mask):
-        problems.append(f"cpu_mask must be hexadecimal, for example 'f0', got {options.cpu_mask!r}")
-    if use_apk and options.cpu_mask is not None:
-        problems.append("cpu_mask works with benchmark_binary only; an app cannot be started on chosen cores")
-    if not options.device_dir.startswith("/") or options.device_dir.rstrip("/").count("/") < 2:
-        problems.append(
-            f"device_dir must be an absolute path below a folder of the device, got {options.device_dir!r}"
-        )
-    if use_apk and re.search(r"[\s\"']", options.device_dir):
-        problems.append(
-            "device_dir may hold no spaces and no quotes with use_apk: the app splits its arguments there"
-        )
-    if problems:
-        raise ValueError("; ".join(problems) + ".")
-    if binary is not None and not binary.is_file():
-        raise FileNotFoundError(f"There is no file {binary} (benchmark_binary).")
-
-
-def _check_abi(binary: pathlib.Path, facts: PhoneFacts) -> None:
-    abi = program_abi(binary)
-    if facts.abis and abi not in facts.abis:
-        raise ValueError(
-            f"{binary} is built for {abi}, but the device runs {', '.join(facts.abis)}; build or download "
-            f"{binary.name} for {facts.abis[0]}."
-        )
-
-
 @contextlib.contextmanager
 def _files(
-    device: Device, content: bytes, binary: pathlib.Path | None, options: _Options, say: Callable[[str], None]
+    device: Device,
+    content: bytes,
+    binary: pathlib.Path | None,
+    options: AndroidOptions,
+    say: Callable[[str], None],
 ) -> Iterator[tuple[str, str | None, str, tuple[str, ...]]]:
     """Puts model and binary on the device; whatever happens, what was put there is removed again."""
     base = options.device_dir.rstrip("/")
@@ -223,33 +178,9 @@ def _files(
             say(f"Could not clean up on {device.serial}: {error} These remain there: {', '.join(leftovers)}")
 
 
-def _arguments(model: str, folder: str, options: _Options, *, is_litert: bool) -> list[str]:
-    def flag(name: str, value: bool) -> str:
-        return f"--{name}={'true' if value else 'false'}"
-
-    words = [
-        f"--graph={model}",
-        f"--num_threads={options.num_threads}",
-        f"--num_runs={options.num_runs}",
-        f"--warmup_runs={options.warmup_runs}",
-        flag("use_gpu", options.use_gpu),
-    ]
-    if is_litert:
-        words.append(flag("use_cpu", not options.use_gpu))
-    else:
-        words += [flag("use_xnnpack", options.use_xnnpack), flag("use_nnapi", options.use_nnapi)]
-        words.append("--report_peak_memory_footprint=true")
-    if options.op_profile:
-        words += ["--enable_op_profiling=true", "--op_profiling_output_mode=csv"]
-        words.append(f"--op_profiling_output_file={folder}/profile.csv")
-    return [*words, *options.extra_args]
-
-
 def _run_binary(
-    device: Device, remote: str, model: str, folder: str, options: _Options, say: Callable[[str], None]
+    device: Device, words: list[str], folder: str, options: AndroidOptions, say: Callable[[str], None]
 ) -> str:
-    is_litert = "litert" in remote.rsplit("/", 1)[1].lower()
-    words = [remote, *_arguments(model, folder, options, is_litert=is_litert)]
     if options.cpu_mask is not None:
         words = ["taskset", options.cpu_mask, *words]
     # A shell of its own, whose process becomes the program: its number is what cleaning up has to end.
@@ -270,14 +201,18 @@ def _run_binary(
     return text
 
 
-def _run_apk(device: Device, model: str, options: _Options, say: Callable[[str], None]) -> str:
+def _run_apk(device: Device, model: str, options: AndroidOptions, say: Callable[[str], None]) -> str:
     if device.shell(["pm", "path", APK], check=False)[0]:
         raise DeviceError(
             f"The benchmark app {APK} is not installed on {device.serial}. Install its APK with `adb install -r -d -g "
             "FILE`, or give benchmark_binary."
         )
+    # The app is another user of the device; files of the shell are closed to it by default on some.
     device.shell(["chmod", "644", model])
-    words = [word for word in _arguments(model, "", options, is_litert=False) if "output_file" not in word]
+    device.shell(["chmod", "755", model.rpartition("/")[0]], check=False)
+    words = [
+        word for word in program_arguments(model, "", options, is_litert=False) if "output_file" not in word
+    ]
     device.shell(["logcat", "-c"], check=False)
     start = [
         "am",
@@ -290,7 +225,17 @@ def _run_apk(device: Device, model: str, options: _Options, say: Callable[[str],
         "args",
         " ".join(words),
     ]
-    device.shell(start)
+    try:
+        device.shell(start)
+        return _follow_log(device, options, say)
+    except BaseException:  # a time limit or Ctrl-C: the app must not go on heating the device
+        with contextlib.suppress(DeviceError):
+            device.shell(["am", "force-stop", APK], check=False)
+        raise
+
+
+def _follow_log(device: Device, options: AndroidOptions, say: Callable[[str], None]) -> str:
+    """The app's lines in the device's log, once the result is among them."""
     deadline = time.monotonic() + options.timeout_s
     seen = 0
     while True:
@@ -305,14 +250,13 @@ def _run_apk(device: Device, model: str, options: _Options, say: Callable[[str],
         if re.search(r"Benchmark(ing)? failed|Failed to (initialize|load)", text):
             raise DeviceError(f"The benchmark app failed on {device.serial}. Its last words: {_tail(text)}")
         if time.monotonic() > deadline:
-            device.shell(["am", "force-stop", APK], check=False)
             raise DeviceTimeoutError(
                 f"The benchmark app was still busy on {device.serial} after {options.timeout_s:g} s."
             )
         time.sleep(_POLL_S)
 
 
-def _read(text: str, device: Device, folder: str, options: _Options) -> BenchmarkLog:
+def _read(text: str, device: Device, folder: str, options: AndroidOptions) -> BenchmarkLog:
     log = parse_log(text)
     if log.latency is None:
         raise DeviceError(
@@ -339,7 +283,7 @@ def _result(
     before: PhoneState,
     after: PhoneState,
     pushed: tuple[str, ...],
-    options: _Options,
+    options: AndroidOptions,
 ) -> BenchmarkResult:
     means = [log.latency.mean or log.latency.median or 0.0 for log, _ in runs if log.latency is not None]
     middle = sorted(range(len(means)), key=means.__getitem__)[(len(means) - 1) // 2]
@@ -393,7 +337,7 @@ def _result(
     )
 
 
-def _warnings(log: BenchmarkLog, means: list[float], options: _Options) -> tuple[str, ...]:
+def _warnings(log: BenchmarkLog, means: list[float], options: AndroidOptions) -> tuple[str, ...]:
     found = []
     half = max(1, len(means) // 2)
     if len(means) > 1:
@@ -412,6 +356,10 @@ def _warnings(log: BenchmarkLog, means: list[float], options: _Options) -> tuple
             found.append(f"The {name} delegate took nothing: this was measured on the CPU.")
         elif how == "partially":
             found.append(f"The {name} delegate took a part of the graph; the rest ran on the CPU.")
+    if log.unknown_flags:
+        found.append(
+            f"The program does not know {', '.join(f'--{name}' for name in log.unknown_flags)} and went on without."
+        )
     if options.op_profile and log.ops is None:
         found.append("The program gave no operator profile in a known format.")
     return tuple(found)

@@ -70,7 +70,9 @@ BOARDS = {
     "esp32-s3": _board(
         "ESP32-S3-DevKitC-1 with ESP32-S3-WROOM-1-N8", "ESP32-S3, Xtensa LX7", 8192, 512,
         "ESP32-S3 Series Datasheet, On-Chip Memory: 512 KB SRAM; ESP32-S3-DevKitC-1 user guide: 8 MB flash "
-        "(https://docs.espressif.com/projects/esp-dev-kits/)",
+        "(https://docs.espressif.com/projects/esp-dev-kits/); ESP-IDF, components/esp_system/ld/esp32s3/memory.ld.in: "
+        "static data has 0x53700 bytes at most, the rest is caches, boot loader and instructions",
+        333,
     ),
     "stm32f4-discovery": _board(
         "STM32F4 Discovery (STM32F407G-DISC1)", "STM32F407VG, Cortex-M4F", 1024, 192,

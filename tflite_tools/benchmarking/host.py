@@ -173,7 +173,7 @@ def run_child(module: str, content: bytes, request: dict[str, Any], time_limit_s
                 stderr=words,
             )
         if code != 0 or not answered.exists():
-            raise crash_error(code, "it ran the file", words)
+            raise crash_error(code, "running the file", words)
         answer = json.loads(answered.read_text(encoding="utf-8"))
     if "refused" in answer:
         raise UnsupportedModelError(explain_refusal(answer["refused"], content))

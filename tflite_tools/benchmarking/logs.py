@@ -25,8 +25,9 @@ class BenchmarkLog:
       tool: "benchmark_model" or "benchmark_litert_model", by the lines found.
       peak_memory_bytes: the peak where the tool watched it, otherwise what it added since its start.
       delegates: one line per delegate: its name and "completely", "partially" or "not".
-      delegate_kernels: partitions, where the log counts them.
+      replaced_nodes: (delegate, nodes that it took, nodes in all, partitions), where the log counts them.
       ops: slowest first.
+      unknown_flags: what the tool was called with and does not know; it warns and goes on without.
     """
 
     tool: str | None = None
@@ -37,6 +38,7 @@ class BenchmarkLog:
     delegates: tuple[tuple[str, str], ...] = ()
     replaced_nodes: tuple[tuple[str, int, int | None, int | None], ...] = ()
     ops: tuple[OperatorTime, ...] | None = None
+    unknown_flags: tuple[str, ...] = ()
 
 
 def parse_log(text: str) -> BenchmarkLog:
@@ -66,7 +68,8 @@ def parse_log(text: str) -> BenchmarkLog:
         init_us, first = float(timings[1]), float(timings[2])
         if latency is None:
             latency = Latency(mean=float(timings[4]))
-    tool = "benchmark_model" if classic or timings else "benchmark_litert_model" if modern else None
+    # LiteRT's tool prints TFLite's `count=` lines too, and its own besides.
+    tool = "benchmark_litert_model" if modern else "benchmark_model" if classic or timings else None
     return BenchmarkLog(
         tool=tool,
         latency=latency,
@@ -76,14 +79,17 @@ def parse_log(text: str) -> BenchmarkLog:
         delegates=_delegates(text),
         replaced_nodes=_replaced(text),
         ops=parse_operator_table(text),
+        unknown_flags=_unknown_flags(text),
     )
 
 
 def _classic(text: str) -> tuple[Latency | None, float | None]:
     """The last `count=` line is the benchmark; the one before it, the warm-up."""
     found = []
-    for match in re.finditer(r"\bcount=(\d+)\b(.*)", text):
-        count, rest = int(match[1]), match[2]
+    for match in re.finditer(r"^(.*)\bcount=(\d+)\b(.*)", text, re.MULTILINE):
+        if "(microseconds)" in match[1] or "(bytes)" in match[1]:
+            continue  # the operator profile's own sums over all runs, warm-up among them
+        count, rest = int(match[2]), match[3]
         fields = {name: float(value) for name, value in re.findall(rf"(\w+)=({_NUMBER})", rest)}
         if "(all same)" in rest or (count and set(fields) == {"curr"}):
             # One run, or runs of one length: the tool prints that length alone.
@@ -136,6 +142,9 @@ def _modern(text: str) -> dict[str, Any]:
         values[key] = float(value) * _UNITS[unit]
         if key == "mean" and counted:
             runs = int(counted)
+    deviation = re.search(rf"Inference \(std\):\s*({_NUMBER})\s*$", text, re.MULTILINE)
+    if deviation:  # printed without its unit
+        values["std"] = float(deviation[1]) * _UNITS["ms"]
     found: dict[str, Any] = {}
     if "mean" in values:
         names = ("min", "mean", "median", "p95", "std", "max")
@@ -150,15 +159,21 @@ def _modern(text: str) -> dict[str, Any]:
 def _memory(text: str) -> int | None:
     for pattern in (
         rf"Overall peak memory footprint \(MB\) via periodic monitoring: ({_NUMBER})",
-        rf"Peak memory usage[^:]*:\s*({_NUMBER}) MB",
+        rf"Peak memory:\s*({_NUMBER}) MB",
         rf"(?:Memory footprint delta from the start of the tool|Peak memory footprint) \(MB\): init={_NUMBER} "
         rf"overall=({_NUMBER})",
+        rf"Overall footprint:\s*({_NUMBER}) MB",
     ):
         found = re.findall(pattern, text)
         # The tools print 0 or -1 where the system does not tell.
         if found and float(found[-1]) > 0:
             return round(float(found[-1]) * _MIB)
     return None
+
+
+def _unknown_flags(text: str) -> tuple[str, ...]:
+    lines = re.findall(r"Unconsumed cmdline flags:(.*)", text)
+    return tuple(dict.fromkeys(name for line in lines for name in re.findall(r"(?<!\S)--?(\w+)", line)))
 
 
 def _delegates(text: str) -> tuple[tuple[str, str], ...]:
@@ -216,7 +231,8 @@ def parse_operator_table(text: str) -> tuple[OperatorTime, ...] | None:
             key: next((i for i, name in enumerate(names) if name in options), None)
             for key, options in _COLUMNS.items()
         }
-        if places["type"] != 0 or places["mean"] is None:
+        # A summary by type counts nodes in a column of its own; the table of the single nodes says the same and more.
+        if places["type"] != 0 or places["mean"] is None or "count" in names:
             continue
         rows = _rows(lines[number + 1 :], separator, len(names), places)
         if rows:
@@ -255,7 +271,8 @@ def _rows(
             calls = float(cells[places["calls"]]) if places["calls"] is not None else 1.0
         except ValueError:
             break
-        rows.append((cells[0], mean, calls))
+        if calls:  # preparing tensors stands in the table of some versions and is no part of an inference
+            rows.append((cells[0], mean, calls))
     return rows
 
 

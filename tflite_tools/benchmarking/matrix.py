@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tflite_tools.benchmarking.adb import DeviceError, DeviceLostError
 from tflite_tools.benchmarking.dispatch import benchmark
 from tflite_tools.benchmarking.result import BenchmarkResult
-from tflite_tools.errors import ModelCrashError, UnsupportedModelError, nearest
+from tflite_tools.errors import ModelCrashError, UnsupportedModelError, nearest, sentence
 from tflite_tools.model_source import content_of
 from tflite_tools.records import Record
 from tflite_tools.text_table import DASH, count, microseconds, text_table
@@ -117,29 +117,33 @@ class Matrix(Record):
             raise ImportError("The plot needs matplotlib: pip install 'keras-kd[report]'") from None
         models = list(dict.fromkeys(cell.model for cell in self.cells))
         columns = list(dict.fromkeys((cell.num_threads, cell.delegate) for cell in self.cells))
-        figure: Any = Figure(figsize=(8.0, 1.5 + 0.25 * len(self.cells)), constrained_layout=True)
+        figure: Any = Figure(figsize=(8.0, 1.7 + 0.25 * len(self.cells)), constrained_layout=True)
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         height = 0.8 / len(columns)
+        longest = max((cell.latency_us or 0.0 for cell in self.cells), default=0.0) / 1e3
         for number, (threads, delegate) in enumerate(columns):
-            cells = {c.model: c for c in self.cells if (c.num_threads, c.delegate) == (threads, delegate)}
-            drawn = [
-                (i, time / 1e3)
-                for i, model in enumerate(models)
-                if model in cells and (time := cells[model].latency_us) is not None
-            ]
+            found = {c.model: c for c in self.cells if (c.num_threads, c.delegate) == (threads, delegate)}
+            cells = [(i, found[model]) for i, model in enumerate(models) if model in found]
+            places = [i + (number - (len(columns) - 1) / 2) * height for i, _ in cells]
             axes.barh(
-                [i + (number - (len(columns) - 1) / 2) * height for i, _ in drawn],
-                [time for _, time in drawn],
+                places,
+                [(cell.latency_us or 0.0) / 1e3 for _, cell in cells],
                 height=0.9 * height,
                 color=_COLORS[number % len(_COLORS)],
                 label=f"{delegate}, {threads} thread{'' if threads == 1 else 's'}",
             )
+            # Models differ by factors of hundreds: the bar of a fast one is not seen beside that of a slow one.
+            for place, (_, cell) in zip(places, cells):
+                text = "failed" if cell.error else microseconds(cell.latency_us)
+                start = (cell.latency_us or 0.0) / 1e3 + 0.01 * longest
+                axes.text(start, place, text, va="center", fontsize=8)
         axes.set_yticks(range(len(models)), models)
         axes.invert_yaxis()
-        axes.set_xlabel("milliseconds per inference; a missing bar was not measured")
+        axes.set_xlabel("milliseconds per inference")
+        axes.margins(x=0.12)  # room for the figures
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=min(4, len(columns)), frameon=False, fontsize=8)
         target = pathlib.Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(target, dpi=120)
@@ -189,7 +193,7 @@ def benchmark_matrix(
         if name not in known
     ]
     if problems:
-        raise ValueError("; ".join(problems) + ".")
+        raise ValueError(sentence(problems))
     contents = {name: content_of(model) for name, model in models.items()}
     cells: list[MatrixCell] = []
     lost: str | None = None
@@ -211,13 +215,56 @@ def benchmark_matrix(
     return Matrix(target, tuple(cells))
 
 
-def compare_matrices(before: Matrix, after: Matrix) -> str:
-    """A table of two runs: every cell that is in either, with the change in percent."""
+@dataclass(frozen=True)
+class Change(Record):
+    """One cell in two runs; None where a run lacks it or it failed there.
+
+    Attributes:
+      cell: model, threads and delegate.
+      before_us, after_us: the latencies.
+      percent: how much more the second takes.
+      same_file: whether both measured the same bytes.
+    """
+
+    cell: str
+    before_us: float | None
+    after_us: float | None
+    percent: float | None
+    same_file: bool | None
+
+
+def changes(before: Matrix, after: Matrix) -> tuple[Change, ...]:
+    """Every cell that is in either of two runs, with both latencies."""
     old, new = ({cell.key: cell for cell in matrix.cells} for matrix in (before, after))
-    rows = []
+    found = []
     for key in dict.fromkeys([*old, *new]):
-        first = old[key].latency_us if key in old else None
-        second = new[key].latency_us if key in new else None
-        change = DASH if not first or second is None else f"{100 * (second / first - 1):+.1f} %"
-        rows.append([key, microseconds(first), microseconds(second), change])
-    return text_table(["model, threads, delegate", "before", "after", "change"], rows)
+        first, second = old.get(key), new.get(key)
+        times = [None if cell is None else cell.latency_us for cell in (first, second)]
+        percent = None if not times[0] or times[1] is None else 100 * (times[1] / times[0] - 1)
+        results = [cell.result for cell in (first, second) if cell is not None and cell.result is not None]
+        same = None if len(results) < 2 else results[0].artifact_sha256 == results[1].artifact_sha256
+        found.append(Change(key, times[0], times[1], percent, same))
+    return tuple(found)
+
+
+def compare_matrices(before: Matrix, after: Matrix) -> str:
+    """A table of two runs: every cell that is in either, with the change in percent, and what differs besides."""
+    found = changes(before, after)
+    rows = [
+        [
+            change.cell,
+            microseconds(change.before_us),
+            microseconds(change.after_us),
+            DASH if change.percent is None else f"{change.percent:+.1f} %",
+        ]
+        for change in found
+    ]
+    lines = [text_table(["model, threads, delegate", "before", "after", "change"], rows)]
+    devices = [
+        dict.fromkeys(cell.result.device for cell in matrix.cells if cell.result is not None)
+        for matrix in (before, after)
+    ]
+    if all(devices) and list(devices[0]) != list(devices[1]):
+        lines.append(f"Not the same device: {', '.join(devices[0])} before, {', '.join(devices[1])} after.")
+    lines += [f"{change.cell}: not the same file" for change in found if change.same_file is False]
+    return "\n".join(lines)

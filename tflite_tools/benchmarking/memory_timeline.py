@@ -103,7 +103,9 @@ def write_memory_picture(
         axes.set_yticks(places, [f"{layer.index} {layer.name}" for layer in layers], fontsize=8)
     else:
         axes.set_ylabel("operator, in run order")
+    axes.margins(y=0.01)
     axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.spines[["top", "right"]].set_visible(False)
     peak = next(layer for layer in layers if layer.sets_peak)
     axes.set_xlabel(f"bytes; the peak of {peak.alive_bytes:,} is at operator {peak.index}, {peak.name}")

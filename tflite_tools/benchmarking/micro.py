@@ -19,7 +19,7 @@ from tflite_tools.benchmarking.micro_support import operators_to_register, refus
 from tflite_tools.benchmarking.micro_worker import random_feeds
 from tflite_tools.benchmarking.result import BenchmarkResult
 from tflite_tools.benchmarking.vela import check_accelerator, estimate_npu
-from tflite_tools.errors import UnsupportedModelError
+from tflite_tools.errors import UnsupportedModelError, sentence
 from tflite_tools.processes import ChildRunner
 from tflite_tools.schema import Model, parse
 
@@ -161,7 +161,7 @@ def _check(
         except ValueError as error:
             problems.append(str(error).rstrip("."))
     if problems:
-        raise ValueError("; ".join(problems) + ".")
+        raise ValueError(sentence(problems))
     return place
 
 

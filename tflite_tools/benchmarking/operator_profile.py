@@ -6,9 +6,8 @@ import importlib.metadata
 import re
 
 from tflite_tools.benchmarking.result import OperatorTime
-from tflite_tools.checked_flatbuffer import Reader
 from tflite_tools.errors import ModelCrashError
-from tflite_tools.schema import IDENTIFIER
+from tflite_tools.flatbuffer import model_table
 
 # Versions of ai-edge-litert whose C interface was tried. The interface is not declared stable, and a wrong
 # guess about it crashes, so other versions get no profile and a reason.
@@ -84,7 +83,7 @@ def with_closed_sizes(content: bytes) -> tuple[bytes, bool]:
     """
     data = bytearray(content)
     found = False
-    for graph in Reader(data).root(IDENTIFIER).tables(2, "subgraph"):
+    for graph in model_table(data).tables(2, "subgraph"):
         for tensor in graph.tables(0, "tensor"):
             sizes = tensor.vector(7, "int32", "shape signature")  # a view into `data`
             if sizes.size and int(sizes.min()) < 0:

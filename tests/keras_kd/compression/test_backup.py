@@ -1,5 +1,11 @@
 """An interrupted compression that is taken up again ends where an uninterrupted one does."""
 
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -36,6 +42,15 @@ class Interrupt(keras.callbacks.Callback):
             raise Interruption
 
 
+class Kill(Interrupt):
+    """Ends the process at once, as a machine that is taken away does."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def compress(**kwargs):
     return keras_kd.compress(
         student(),
@@ -70,6 +85,23 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(at, uninterrupted, tmp_pat
     assert resumed.report.to_dict() == uninterrupted.report.to_dict()
     for found, wanted in zip(resumed.model.get_weights(), uninterrupted.model.get_weights(), strict=True):
         np.testing.assert_array_equal(found, wanted)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_taken_up_by_the_next(uninterrupted, tmp_path):
+    here = pathlib.Path(__file__)
+    program = (
+        f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as run; "
+        f"run.compress(backup_dir={str(tmp_path)!r}, callbacks=[run.Kill(8)])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=300, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert {path.name for path in tmp_path.iterdir()} >= {"run.json", "prune.npz", "cluster.npz"}
+    resumed = compress(backup_dir=tmp_path)
+    for found, wanted in zip(resumed.model.get_weights(), uninterrupted.model.get_weights(), strict=True):
+        # Another process may add in another order of threads.
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,12 +6,15 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 from keras import layers as L
 
 from keras_kd.compression.bridge import bridge_report, copy_weights_back, to_tf_keras
+from keras_kd.compression.bridge_build import GraphBuilder
 from keras_kd.compression.bridge_errors import BridgeParityError, UnsupportedLayerError
 from keras_kd.compression.bridge_parity import relative_difference
+from keras_kd.compression.bridge_rules import rule_finder
 
 
 def randomize(model, seed=0):
@@ -207,6 +210,55 @@ def test_a_wrong_rule_is_caught_and_its_layer_named():
     rules = {Doubler: lambda layer, name: tf_keras.layers.Rescaling(2.1, name=name)}
     with pytest.raises(BridgeParityError, match="first layer that differs is 'double'"):
         to_tf_keras(model, rules=rules)
+
+
+def test_the_check_feeds_what_the_model_expects():
+    """Sine and line are one near 0, where random values divided by 255 lie."""
+    model = keras.Sequential([keras.Input((4,)), L.Rescaling(1 / 255.0), Doubler(name="double")])
+    rules = {Doubler: lambda _, name: tf_keras.layers.Activation(lambda x: 2.0 * tf.sin(x), name=name)}
+    with pytest.raises(BridgeParityError, match="first layer that differs is 'double'"):
+        to_tf_keras(model, rules=rules)
+
+
+def test_a_network_that_amplifies_rounding_is_said_to():
+    inputs = keras.Input((4,))
+    wild = keras.Model(inputs, keras.ops.sin(1e5 * Doubler(name="double")(inputs)))
+    rules = {Doubler: lambda _, name: tf_keras.layers.Rescaling(2.1, name=name)}
+    with pytest.raises(BridgeParityError, match=r"double.*The original differs from itself by .* rounding"):
+        to_tf_keras(wild, rules=rules)
+    tame = keras.Sequential([keras.Input((4,)), Doubler(name="double")])
+    with pytest.raises(BridgeParityError, match=r"by 0\.05\.$"):
+        to_tf_keras(tame, rules=rules)
+
+
+def pixels(*layers):
+    return keras.Sequential([keras.Input((4, 4, 3)), *layers, L.Conv2D(2, 1)])
+
+
+STATISTICS = {"mean": [0.4, 0.5, 0.6], "variance": [0.04, 0.01, 0.0025]}
+UNITS = {
+    "rescaling": (lambda x: L.Rescaling(1 / 127.5, -1.0)(x), 1 / 127.5, -1.0),
+    "operators": (lambda x: x / 127.5 - 1.0, 1 / 127.5, -1.0),
+    "number first": (lambda x: 0.5 + 2.0 * x, 2.0, 0.5),
+    "nested": (lambda x: pixels(L.Rescaling(1 / 255.0))(x), 1 / 255, 0.0),
+    "statistics": (lambda x: L.Normalization(**STATISTICS)(x), [5, 10, 20], [-2, -5, -12]),
+    "both": (lambda x: L.Normalization(**STATISTICS)(L.Rescaling(0.1)(x)), [0.5, 1, 2], [-2, -5, -12]),
+    "none": (lambda x: L.Conv2D(2, 1)(x), 1.0, 0.0),
+    "two readers": (lambda x: L.Concatenate()([x, L.Rescaling(0.1)(x)]), 1.0, 0.0),
+    "by itself": (lambda x: x * x, 1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("case", UNITS)
+def test_units_of_inputs(case):
+    build, scale, shift = UNITS[case]
+    inputs = keras.Input((4, 4, 3))
+    builder = GraphBuilder(keras.Model(inputs, build(inputs)), rule_finder(None))
+    builder.build()
+    found = builder.units.of(0)
+    # Variances are kept in float32.
+    np.testing.assert_allclose(np.squeeze(found[0]), scale, rtol=1e-6)
+    np.testing.assert_allclose(np.squeeze(found[1]), shift, rtol=1e-6)
 
 
 def test_a_rule_with_other_weights_is_refused():

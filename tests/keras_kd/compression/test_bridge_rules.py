@@ -7,6 +7,7 @@ import tf_keras
 from keras import layers as L
 
 from keras_kd.compression.bridge import bridge_report, copy_weights_back, to_tf_keras
+from keras_kd.compression.bridge_activations import ACTIVATIONS
 from keras_kd.compression.bridge_layers import custom_objects
 from keras_kd.compression.bridge_rules import APPLICATION_RULES, CALL_RULES, KEPT, LAYER_RULES
 
@@ -261,6 +262,14 @@ def test_rule_computes_what_keras_computes(kind, number):
     copy_weights_back(bridged, model)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_allclose(new, old + 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", sorted(ACTIVATIONS))
+def test_every_activation_inside_a_layer_and_as_one(kind):
+    inputs = keras.Input(IMAGE)
+    model = keras.Model(inputs, [L.Conv2D(4, 2, activation=kind)(inputs), L.Activation(kind)(inputs)])
+    randomize(model)
+    assert bridge_report(to_tf_keras(model, seed=1)).largest_relative_difference < 1e-5
 
 
 KEPT_CASES = {

@@ -87,16 +87,21 @@ def file_tensors(artifact):
 
 
 def test_zeros_are_in_the_file_to_one_weight_per_tensor(taught):
-    _, artifact, _ = taught
+    compressed, artifact, _ = taught
     _, tensors = file_tensors(artifact)
     # [outputs, h, w, inputs] in TFLite: the pointwise part of the separable layer, the convolution, the dense layer.
     shapes = [(12, 1, 1, 6), (18, 3, 3, 12), (24, 18 * 9 * 9)]
+    kernels = [np.moveaxis(w, -1, 0) for w in compressed.float_model.get_weights() if w.ndim > 1]
     for shape in shapes:
-        zeros = int((tensors[shape] == 0).sum())
-        asked = 0.75 * tensors[shape].size
-        assert zeros >= asked - 1
-        # Rounding to int8 adds a few zeros of its own: weights below half a step. At most 2 % here.
-        assert zeros <= asked + 0.02 * tensors[shape].size
+        (kernel,) = (kernel for kernel in kernels if kernel.shape == shape)
+        in_file = tensors[shape] == 0
+        assert abs((kernel == 0).sum() - 0.75 * kernel.size) <= 1
+        assert in_file[kernel == 0].all()
+        # What else is zero in the file is smaller than half a step of its output channel, and nothing else is: one
+        # weight may lie on the border.
+        step = np.abs(kernel).reshape(len(kernel), -1).max(1) / 127
+        small = np.abs(kernel) < step.reshape(-1, *[1] * (kernel.ndim - 1)) / 2
+        assert (in_file != small).sum() <= 1
 
 
 def test_first_and_last_layer_stay_dense_and_the_report_says_so(taught):
@@ -333,3 +338,45 @@ def test_nothing_of_a_finished_compression_stays_reachable(digits, trained):
     del compressed
     gc.collect()
     assert [reference() for reference in alive] == [None, None]
+
+
+def test_more_calls_leave_no_more_graphs_behind(digits, trained):
+    """TensorFlow 2.21 keeps the graph of a step for ever in which gradients of replicas were summed."""
+    import gc
+
+    def graphs_after_a_call():
+        x, y, _, _ = digits
+        keras_kd.compress(trained[1], "prune50-int8", x[:64], y[:64], teacher=trained[0], verbose=0)
+        gc.collect()
+        return sum(type(thing).__name__ == "FuncGraph" for thing in gc.get_objects())
+
+    first = graphs_after_a_call()  # with what a process makes once
+    assert [graphs_after_a_call() for _ in range(2)] == [first, first]
+
+
+def test_the_best_epoch_is_kept_and_not_the_last(digits, trained):
+    """A rate that rises until it ruins the student: the last epoch is the worst."""
+    x, y, x_val, y_val = digits
+
+    class Rising(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.optimizer.learning_rate = (1e-4, 1e-3, 1.0)[epoch]
+
+    compressed = keras_kd.compress(
+        trained[1],
+        "int8",
+        x[:1000],
+        y[:1000],
+        epochs=3,
+        batch_size=100,
+        optimizer=keras.optimizers.SGD(1e-4),
+        callbacks=[Rising()],
+        validation_data=(x_val, y_val),
+        verbose=0,
+    )
+    seen = compressed.report.history["quantize"]["val_accuracy"]
+    assert seen[2] < max(seen) - 0.1
+    assert compressed.report.best_epochs["quantize"] == int(np.argmax(seen)) < 2
+    kept = float((compressed.model.predict(x_val, verbose=0).argmax(1) == y_val).mean())
+    # The same weights on the same images; the batches have another size.
+    assert kept == pytest.approx(max(seen), abs=0.001)

@@ -7,6 +7,7 @@ import tensorflow as tf
 import tf_keras
 
 import keras_kd
+import tflite_tools
 from keras_kd.compression import adapt, batches
 
 
@@ -155,8 +156,6 @@ def test_regression_with_several_outputs_and_losses_by_name():
     )
     assert compressed.report.layer_sparsity["middle"] == 0.5
     artifact = compressed.to_tflite()
-    import tflite_tools
-
     outputs = tflite_tools.predict(artifact, X)
     values = list(outputs.values()) if isinstance(outputs, dict) else list(outputs)
     assert sorted(np.asarray(v).shape for v in values) == [(50, 1), (50, 3)]
@@ -173,6 +172,48 @@ def test_regression_with_several_outputs_and_losses_by_name():
     assert again.report.history["prune"]["val_loss"][0] > 0
     with pytest.raises(ValueError, match=r"unknown outputs \['vale'\].*'value'"):
         keras_kd.compress(model, "prune50", X, [X[:, :1], Y], loss={"vale": "mse"}, verbose=0)
+
+
+def test_outputs_in_a_dict_go_by_its_keys():
+    """The keys are not the layers' names, and not in their order."""
+    inputs = keras.Input((6,))
+    middle = keras.layers.Dense(16, activation="relu", name="middle")(
+        keras.layers.Dense(16, activation="relu")(inputs)
+    )
+    heads = {
+        "value": keras.layers.Dense(1, name="a")(middle),
+        "kind": keras.layers.Dense(3, name="b")(middle),
+    }
+    model = keras.Model(inputs, heads)
+    labels = {"value": X[:, :1], "kind": Y}
+    compressed = keras_kd.compress(
+        model,
+        "prune50-int8",
+        X,
+        labels,
+        teacher=keras.models.clone_model(model),
+        distillation_losses=[
+            keras_kd.losses.RegressionDistillation(output_name="value"),
+            keras_kd.losses.LogitsDistillation(output_name="kind"),
+            keras_kd.losses.FeatureDistillation(teacher_layer_name="middle", student_layer_name="middle"),
+        ],
+        loss={"value": "mse", "kind": LOSS},
+        loss_weights={"value": 0.5, "kind": 2.0},
+        metrics={"kind": ["accuracy"]},
+        validation_data=(X, labels),
+        optimizer=keras.optimizers.SGD(0.0),
+        verbose=0,
+    )
+    assert compressed.report.layer_sparsity["middle"] == 0.5
+    # Nothing moves at a rate of 0, so the last epoch's loss is that of the kept model, quantized as it is.
+    answers = tf.nest.flatten(compressed.model.predict(X, verbose=0))  # by sorted keys: kind, value
+    wanted = 0.5 * np.mean((answers[1] - X[:, :1]) ** 2) + 2.0 * float(LOSS(Y, answers[0]))
+    assert compressed.report.history["quantize"]["val_loss"][-1] == pytest.approx(wanted, rel=1e-3)
+    assert compressed.report.history["quantize"]["distillation_loss"][-1] > 0
+    found = tflite_tools.predict(compressed.to_tflite(), X)
+    assert sorted(np.shape(value) for value in tf.nest.flatten(found)) == [(50, 1), (50, 3)]
+    with pytest.raises(ValueError, match=r"unknown outputs \['a'\].*'value'"):
+        keras_kd.compress(model, "prune50", X, labels, loss={"a": "mse"}, verbose=0)
 
 
 def test_the_students_own_compile_is_used():

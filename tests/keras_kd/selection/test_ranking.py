@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 
 import keras
 import numpy as np
@@ -64,8 +65,11 @@ def test_batches_give_what_all_examples_at_once_give():
     z = np.tanh(x @ generator.normal(size=(6, 10)))
     whole, parts = StreamingCKA(["x"], ["z"]), StreamingCKA(["x"], ["z"])
     whole.update({"x": x}, {"z": z})
+    sizes = set()
     for start in range(0, 960, 16):
         parts.update({"x": x[start : start + 16]}, {"z": z[start : start + 16]})
+        sizes.add(len(pickle.dumps(parts)))
+    assert len(sizes) == 1  # what it holds does not grow with the examples
     parts.update({"x": x[:2]}, {"z": z[:2]})  # too few for an estimate: left out
     assert parts.result()[0, 0] == pytest.approx(whole.result()[0, 0], abs=0.03)  # unbiased, not equal
 
@@ -163,6 +167,23 @@ def test_rankings_repeat_and_leave_the_networks_alone(networks, shapes_of_light,
     assert teacher.trainable and all(layer.trainable for layer in teacher.layers)
 
 
+def test_slow_moving_statistics_do_not_blur_a_probe_run(networks, shapes_of_light):
+    teacher, student = networks
+    losses = []
+    for momentum in (0.9, 0.9999):
+        twin = keras.models.clone_model(student)
+        twin.set_weights(student.get_weights())
+        for layer in twin.layers:
+            if isinstance(layer, layers.BatchNormalization):
+                layer.momentum = momentum
+        one_pair = {"teacher_layers": ["t_relu2"], "student_layers": ["s_relu1"], "probe_pairs": 1}
+        ranking = keras_kd.rank_layers(teacher, twin, *shapes_of_light, **one_pair, probe_steps=12)
+        losses.append(ranking.loss_without)
+        assert all(layer.momentum == momentum for layer in twin.layers if hasattr(layer, "momentum"))
+    # Twelve steps: both are cut to 2/3. Left at 0.9999 the statistics would still be those of an untrained network.
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
 def test_without_labels_the_teacher_stands_in(networks, shapes_of_light):
     x, _ = shapes_of_light
     ranking = keras_kd.rank_layers(*networks, x, validation_data=(x[:64], None), probe_pairs=1, probe_steps=4)
@@ -174,15 +195,27 @@ def test_table_plot_and_dict(ranking: LayerRanking, tmp_path):
     table = ranking.table()
     assert "t_relu2" in table and "of 2 pairs that were tried lowered it" in table
     assert len(ranking.table(2).splitlines()) == 2 + 2 + 1
+    measured = {pair.teacher_layer for pair in ranking.all_pairs if pair.contribution is not None}
     figure = ranking.plot(tmp_path / "ranking.png")
     assert (tmp_path / "ranking.png").stat().st_size > 5000
-    assert len(figure.axes) == 3
+    heat, worth, gains, _ = figure.axes  # the last one is the scale of the colours
+    assert len(worth.patches) == 3 and len(gains.patches) == len(measured)
+    np.testing.assert_array_equal(heat.images[0].get_array(), ranking.similarities())
     data = json.loads(json.dumps(ranking.to_dict()))
     assert LayerRanking.from_dict(data) == ranking
 
 
 def pair(teacher: int, student: int, similarity: float) -> RankedPair:
     return RankedPair(f"t{teacher}", f"s{student}", teacher, student, similarity, None, None, 1.0)
+
+
+def test_the_score_by_hand():
+    plain = RankedPair("t", "s", 0, 0, 0.5, 0.8, None, 1.0)
+    assert plain.score == pytest.approx(0.4)
+    assert plain.with_contribution(0.03).score == pytest.approx(0.52)
+    assert plain.with_contribution(-0.05).score == pytest.approx(0.2)
+    assert plain.with_contribution(-0.5).score == 0.0
+    assert RankedPair("t", "s", 0, 0, 0.5, None, 0.1, 1.0).score == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,5 +1,6 @@
 """TeacherCache: what is stored is what the teacher said of the very pixels that the student sees."""
 
+import itertools
 import json
 
 import keras
@@ -8,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_kd
+from keras_kd.teachers import cache_build
 from keras_kd.teachers.targets import unpack
 
 EXAMPLES, SIZE, CLASSES = 300, 6, 4
@@ -239,3 +241,54 @@ def test_stored_bytes_are_hardly_more_than_the_payload(tmp_path):
     payload = 10_000 * 84
     assert payload <= stored <= 1.02 * payload
     assert json.loads((tmp_path / "manifest.json").read_text())["record_bytes"] == 84
+
+
+def test_the_manifest_says_what_the_cache_was_made_with(cache):
+    manifest = json.loads((cache.path / "manifest.json").read_text())
+    assert {"keras_kd", "keras", "tensorflow", "numpy", "python"} <= set(manifest["versions"])
+    assert manifest["layout"]["output_shapes"] == [[CLASSES]] and manifest["layout"]["dtype"] == "float16"
+    assert manifest["layout"]["features"] == [{"layer": "conv", "shape": [SIZE - 2, SIZE - 2, 8]}]
+    for name in ("architecture", "weights"):  # SHA-256
+        assert len(manifest["teacher"][name]) == 64
+    assert len(manifest["data"]["digest"]) == 64 and manifest["data"]["examples"] == EXAMPLES
+    assert manifest["augment"]["name"] == "flip_and_shift" and manifest["seed"] == 0
+    assert [len(checksum) for checksum in manifest["shards"].values()] == [64] * 3
+
+
+def test_a_build_says_how_fast_it_is_and_how_long_it_takes(teacher, data, tmp_path, monkeypatch, capsys):
+    # A clock that stands 10 s later each time it is asked.
+    monkeypatch.setattr(cache_build.time, "monotonic", itertools.count(0, 10).__next__)
+    keras_kd.TeacherCache.build(teacher, data[0], tmp_path / "loud", batch_size=100)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "teacher cache: 100 of 300 (33%), 10 per second, about 20 s left",
+        "teacher cache: 200 of 300 (67%), 10 per second, about 10 s left",
+    ]
+    assert lines[-1].startswith("teacher cache: 300 targets, 2,400 bytes, in ")
+    keras_kd.TeacherCache.build(teacher, data[0], tmp_path / "quiet", batch_size=100, verbose=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_sample_weights_reach_the_losses(cache, data):
+    """Weights of 0 for all examples but a few: the student learns as from the few alone."""
+    x, y = data
+
+    def trained(weights):
+        distiller = keras_kd.Distiller(
+            cache, network(4, 2), keras_kd.losses.LogitsDistillation(), student_loss_weight=0.3
+        )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        distiller.compile(keras.optimizers.SGD(0.05), loss)
+        distiller.fit(
+            cache.dataset(x, y, batch_size=EXAMPLES, sample_weight=weights, shuffle=False), verbose=0
+        )
+        return distiller.student.get_weights()
+
+    start = network(4, 2).get_weights()
+    for before, after in zip(start, trained(np.zeros(EXAMPLES))):
+        np.testing.assert_array_equal(before, after)
+    single, double = (trained(weight * (np.arange(EXAMPLES) < 9)) for weight in (1.0, 2.0))
+    for before, one, two in zip(start, single, double):
+        # One step of SGD is linear in the weights; float32 sums over 300 examples.
+        np.testing.assert_allclose(two - before, 2 * (one - before), atol=1e-6)
+    assert any(not np.array_equal(before, one) for before, one in zip(start, single))

@@ -66,6 +66,8 @@ def test_another_teacher_is_refused(cache, x):
         TeacherCache.build(other_teacher, x, cache.path, batch_size=256)
     with pytest.raises(CacheMismatchError, match="answers the first examples differently"):
         cache.repair(other_teacher, x)
+    with pytest.raises(CacheMismatchError, match="other examples than the cache was made from"):
+        cache.repair(teacher, x[::-1].copy())
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     with pytest.raises(CacheMismatchError, match=r"another kind \(callable and keras\)"):
         cache.repair(model, x)
