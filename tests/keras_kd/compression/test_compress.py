@@ -91,16 +91,20 @@ def test_zeros_are_in_the_file_to_one_weight_per_tensor(taught):
     _, tensors = file_tensors(artifact)
     # [outputs, h, w, inputs] in TFLite: the pointwise part of the separable layer, the convolution, the dense layer.
     shapes = [(12, 1, 1, 6), (18, 3, 3, 12), (24, 18 * 9 * 9)]
-    kernels = [np.moveaxis(w, -1, 0) for w in compressed.float_model.get_weights() if w.ndim > 1]
+    before, after = (
+        [np.moveaxis(w, -1, 0) for w in model.get_weights() if w.ndim > 1]
+        for model in (compressed.float_model, compressed.model)
+    )
     for shape in shapes:
-        (kernel,) = (kernel for kernel in kernels if kernel.shape == shape)
+        (pruned,) = (kernel for kernel in before if kernel.shape == shape)
+        (trained,) = (kernel for kernel in after if kernel.shape == shape)
         in_file = tensors[shape] == 0
-        assert abs((kernel == 0).sum() - 0.75 * kernel.size) <= 1
-        assert in_file[kernel == 0].all()
-        # What else is zero in the file is smaller than half a step of its output channel, and nothing else is: one
-        # weight may lie on the border.
-        step = np.abs(kernel).reshape(len(kernel), -1).max(1) / 127
-        small = np.abs(kernel) < step.reshape(-1, *[1] * (kernel.ndim - 1)) / 2
+        assert abs((pruned == 0).sum() - 0.75 * pruned.size) <= 1
+        assert in_file[pruned == 0].all()
+        # What else is zero in the file ended its quantization-aware training below half a step of its output
+        # channel, and nothing else is: one weight may lie on the border.
+        step = np.abs(trained).reshape(len(trained), -1).max(1) / 127
+        small = np.abs(trained) < step.reshape(-1, *[1] * (trained.ndim - 1)) / 2
         assert (in_file != small).sum() <= 1
 
 
