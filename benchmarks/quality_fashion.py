@@ -237,7 +237,9 @@ def run(bench: Bench) -> None:
 def one_student(bench: Bench, clock: common.Clock, size: str, method: str, seed: int) -> None:
     """Trains and compresses one student, as far as that is not done."""
     key = f"{size}/{method}/{seed}"
-    kinds = ("labels_alone", "with_teacher") if _PART.value in ("all", "compress") else ()
+    kinds: tuple[str, ...] = ("labels_alone", "with_teacher") if _PART.value in ("all", "compress") else ()
+    if method.startswith("keras"):
+        kinds = kinds[:1]  # what keras.distillation trains goes to TF-MOT, which has no teacher
     missing = [kind for kind in kinds if f"{key}/{kind}" not in bench.results.entries]
     kept = bench.student_file(size, method, seed).is_file()
     if (key not in bench.results.entries or (missing and not kept)) and not clock.is_over():
