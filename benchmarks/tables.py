@@ -281,6 +281,35 @@ def tools(data: Stored) -> str:
     )
 
 
+def peer_values(data: Stored) -> str:
+    """A row for each loss and peer: both values, and how far values and gradients lie apart."""
+    rows = [
+        {
+            "loss": name,
+            "peer": peer,
+            "ours": f"{found['ours']:.6g}",
+            "the peer's": f"{found['theirs']:.6g}",
+            "value apart": f"{found['value_difference']:.1e}",
+            "gradient apart": f"{found['gradient_difference']:.1e}",
+        }
+        for peer in ("torchdistill", "keras.distillation")
+        for name, found in data["entries"].get(peer, {}).items()
+    ]
+    if "keras_default" in data["entries"]:
+        found = data["entries"]["keras_default"]
+        rows.append(
+            {
+                "loss": "soft targets, T = 4",
+                "peer": "keras.distillation as it comes",
+                "ours": f"{found['ours']:.6g}",
+                "the peer's": f"{found['theirs']:.6g}",
+                "value apart": f"{found['value_difference']:.1e}",
+                "gradient apart": f"{found['gradient_difference']:.1e}",
+            }
+        )
+    return markdown(rows)
+
+
 def _duration(seconds: float) -> str:
     """Seconds, milliseconds or microseconds."""
     for factor, unit in ((1.0, "s"), (1e3, "ms")):
@@ -296,6 +325,7 @@ TABLES: dict[str, Callable[[Stored], str]] = {
     "step_time": step_time,
     "teacher_cache": cached_steps,
     "tflite_tools": tools,
+    "peer_values": peer_values,
 }
 
 

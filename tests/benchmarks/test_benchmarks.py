@@ -1,5 +1,6 @@
 """The page and the picture say what the committed results say; the training batches are what they claim to be."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_kd
-from benchmarks import common_methods, stored
+from benchmarks import common_methods, stored, tables
 from benchmarks.common_fashion import Passes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -39,6 +40,29 @@ def test_a_changed_result_changes_the_page(tmp_path):
     assert printed.returncode == 0, printed.stderr
     assert "60.00" in printed.stdout and "+10.00" in printed.stdout
     assert run("tables.py", "--check", f"--results={tmp_path}").returncode != 0
+
+
+def test_our_losses_have_the_values_and_gradients_of_keras_distillation(tmp_path):
+    printed = run("peer_values.py", f"--output={tmp_path}")
+    assert printed.returncode == 0, printed.stderr
+    assert "torchdistill's rows are not run" in printed.stdout
+    entries = json.loads((tmp_path / "peer_values.json").read_text())["entries"]
+    assert len(entries["keras.distillation"]) == 3
+    for name, found in entries["keras.distillation"].items():
+        # Sums of a few hundred float32 numbers, in another order.
+        assert max(found["value_difference"], found["gradient_difference"]) < 1e-5, name
+    assert entries["keras_default"]["value_difference"] > 0.5  # logits taken for probabilities
+    absent = run("peer_values.py", f"--output={tmp_path}", f"--peer_python={sys.executable}")
+    assert absent.returncode != 0 and "could not run torchdistill" in absent.stderr
+
+
+def test_the_committed_values_agree_with_torchdistill():
+    entries = tables.read("peer_values")["entries"]["torchdistill"]
+    assert len(entries) == 9
+    for name, found in entries.items():
+        apart = max(found["value_difference"], found["gradient_difference"])
+        # torchdistill 1.1.5 divides by another norm there, which the page explains.
+        assert (apart > 1) if name == "similarity preserving, as it comes" else (apart < 1e-5), name
 
 
 def test_the_picture_is_made_of_the_results():
