@@ -3,6 +3,7 @@
 import importlib.metadata
 import pathlib
 import platform
+import re
 import statistics
 import tempfile
 import time
@@ -84,8 +85,11 @@ def points(values: Sequence[float]) -> str:
     return f"{100 * mean:+.2f}" if std is None else f"{100 * mean:+.2f} ± {100 * std:.2f}"
 
 
+_FIGURE = re.compile(r"\W*[\d.]|-?$")
+
+
 def markdown(rows: Sequence[dict[str, str]]) -> str:
-    """Rows of texts as a Markdown table; the first column is flushed left, the others right.
+    """Rows of texts as a Markdown table; columns of figures are flushed right, the others and the first left.
 
     Example:
       >>> print(markdown([{"loss": "soft targets", "accuracy": "89.1"}]))
@@ -97,16 +101,19 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
         return "(no runs yet)"
     names = list(rows[0])
     widths = [max(len(name), *(len(row[name]) for row in rows)) for name in names]
+    right = [
+        number > 0 and all(_FIGURE.match(row[name]) for row in rows) for number, name in enumerate(names)
+    ]
 
     def line(cells: Iterable[str]) -> str:
-        first, *rest = (
-            cell.ljust(width) if number == 0 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(cells, widths))
+        aligned = (
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(cells, widths, right)
         )
-        return "| " + " | ".join([first, *rest]) + " |"
+        return "| " + " | ".join(aligned) + " |"
 
-    rule = "|" + "|".join(
-        ":" + "-" * (width + 1) if number == 0 else "-" * (width + 1) + ":"
-        for number, width in enumerate(widths)
+    rule = "|".join(
+        "-" * (width + 1) + ":" if is_right else ":" + "-" * (width + 1)
+        for width, is_right in zip(widths, right)
     )
-    return "\n".join([line(names), rule + "|", *(line(row[name] for name in names) for row in rows)])
+    return "\n".join([line(names), f"|{rule}|", *(line(row[name] for name in names) for row in rows)])

@@ -129,7 +129,7 @@ def _files(entries: dict[str, Any], size: str, method: str, text: str) -> list[d
     floats = by_seed(entries, f"{size}/{method}")
     alone = by_seed(entries, f"{size}/{method}", "/labels_alone")
     no_teacher = by_seed(entries, f"{size}/alone", "/labels_alone")
-    ways = (("labels_alone", "TF-MOT alone"), ("with_teacher", "the teacher goes on teaching"))
+    ways = (("labels_alone", "TF-MOT alone"), ("with_teacher", "keras_kd, with the teacher"))
     for kind, way in ways:
         runs = by_seed(entries, f"{size}/{method}", f"/{kind}")
         if not runs:
@@ -138,14 +138,13 @@ def _files(entries: dict[str, Any], size: str, method: str, text: str) -> list[d
         rows.append(
             {
                 "student": text,
-                "compression": way,
+                "pruned and quantized by": way,
                 "file's accuracy %": percent(column(runs, "accuracy")),
                 "over TF-MOT alone": "" if kind == "labels_alone" else points(paired(runs, alone)),
-                "over no teacher at all": "" if runs == no_teacher else points(paired(runs, no_teacher)),
-                "against its float student": points(paired(runs, floats)),
-                "against the pruned float": points(paired(runs, pruned)),
-                "bytes": count(column(runs, "size_bytes")),
-                "gzip": count(column(runs, "gzip_bytes")),
+                "over no teacher": "" if runs == no_teacher else points(paired(runs, no_teacher)),
+                "over its float student": points(paired(runs, floats)),
+                "over the pruned float": points(paired(runs, pruned)),
+                "bytes, gzip": f"{count(column(runs, 'size_bytes'))}, {count(column(runs, 'gzip_bytes'))}",
                 "µs": count(column(runs, "latency_us"), "{:.1f}"),
                 "seeds": str(len(runs)),
             }
