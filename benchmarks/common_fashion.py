@@ -16,6 +16,7 @@ from keras_kd.teachers.targets import pack, unpack
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 AUGMENT = Sequence((RandomFlip(), RandomShift(2)))
+HELD_OUT = 5000
 TEACHER_FILE = "teachers/fashion_teacher.keras"
 
 
@@ -23,6 +24,15 @@ def images() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(x, y, x_test, y_test): bytes [.., 28, 28, 1] and int32 labels; offline where KERAS_HOME holds them."""
     (x, y), (x_test, y_test) = keras.datasets.fashion_mnist.load_data()
     return x[..., None], y.astype("int32"), x_test[..., None], y_test.astype("int32")
+
+
+def training_images(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(indices of the first `count` training images in a fixed shuffled order, of the 5,000 that none of them is).
+
+    Benchmarks that share a folder for the teacher's answers share the answers too: they take the same images.
+    """
+    order = np.random.default_rng(0).permutation(60_000)
+    return np.sort(order[HELD_OUT:][:count]), order[:HELD_OUT]
 
 
 def accuracy(model: Any, x: np.ndarray, y: np.ndarray) -> float:

@@ -49,7 +49,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for the JSON file; by defa
 
 SHARED = pathlib.Path(os.environ.get("KERAS_KD_SHARED_DATA", "/nonexistent"))
 SERIES_EPOCHS, SERIES_BATCH = 60, 32
-FEW_LABELS, FEW_EXAMPLES, FEW_VIEWS, FEW_STEPS = 1000, 60_000, 8, 1872
+FEW_LABELS, FEW_EXAMPLES, FEW_VIEWS, FEW_STEPS = 1000, 55_000, 8, 1716
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -172,7 +172,8 @@ def few_labels(results: stored.Results, clock: common.Clock) -> None:
     x, y, x_test, y_test = common_fashion.images()
     network = common_fashion.teacher(_TEACHER.value, work)
     folder = work / f"fashion_{FEW_EXAMPLES}x{FEW_VIEWS}"
-    views = common_fashion.Views(network, x[:FEW_EXAMPLES], y[:FEW_EXAMPLES], FEW_VIEWS, folder, verbose=True)
+    chosen, _ = common_fashion.training_images(FEW_EXAMPLES)
+    views = common_fashion.Views(network, x[chosen], y[chosen], FEW_VIEWS, folder, verbose=True)
     ways = {
         "labels": ("alone", True),
         "labels and teacher": ("soft", True),
@@ -193,7 +194,7 @@ def few_labels(results: stored.Results, clock: common.Clock) -> None:
                 views,
                 epochs=FEW_STEPS // steps,
                 batch_size=128,
-                learning_rate=4e-3,
+                learning_rate=1e-2,
                 temperature=2.0,
                 seed=seed,
                 subset=labelled if few else None,
