@@ -156,18 +156,18 @@ def drawn(data: dict[str, Any]) -> str:
 
 def _legend() -> list[str]:
     entries = (
-        ("plain", True, "labels alone, float32"),
-        ("plain", False, "then TF-MOT: pruned, int8"),
-        ("ours", True, "keras_kd, float32"),
-        ("ours", False, "then compressed with the teacher"),
+        ("plain", True, "labels alone, float"),
+        ("plain", False, "TF-MOT, pruned int8"),
+        ("ours", True, "keras_kd, float"),
+        ("ours", False, "keras_kd, pruned int8"),
     )
-    parts, x = [], LEFT
-    for kind, is_float, text in entries:
+    parts, column = [], (WIDTH - LEFT - RIGHT) // len(entries)  # whatever the font, texts do not meet
+    for number, (kind, is_float, text) in enumerate(entries):
+        x = LEFT + number * column
         parts.append(
             f'<circle class="{kind}{" hollow" if is_float else ""}" cx="{x + 6}" cy="40" r="5" stroke-width="2"/>'
         )
         parts.append(f'<text class="quiet" x="{x + 16}" y="44">{text}</text>')
-        x += 30 + round(6.4 * len(text))
     return parts
 
 
