@@ -7,7 +7,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 _PACKAGES = ("tensorflow", "keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
@@ -117,3 +117,22 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
         for width, is_right in zip(widths, right)
     )
     return "\n".join([line(names), f"|{rule}|", *(line(row[name] for name in names) for row in rows)])
+
+
+def filled(page: str, make: Callable[[str], str]) -> str:
+    """A page with what stands between `<!-- table: NAME -->` and `<!-- end -->` made anew by `make(NAME)`.
+
+    Example:
+      >>> print(filled("<!-- table: one -->old<!-- end -->", str.upper))
+      <!-- table: one -->
+      <BLANKLINE>
+      ONE
+      <BLANKLINE>
+      <!-- end -->
+    """
+
+    def table(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f"<!-- table: {name} -->\n\n{make(name)}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)

@@ -7,18 +7,17 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is outsid
 """
 
 import pathlib
-import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 # Not this folder, whose tflite_tools.py would hide the package.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from absl import app, flags
+from absl import app
 
 from benchmarks.common import markdown, percent, points
-from benchmarks.stored import RESULTS
-from benchmarks.tables import by_seed, column, paired, read
+from benchmarks.tables import by_seed, column, paired, read, run
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "compression.md"
 KINDS = ("float32", "float16", "dynamic", "int8")
@@ -103,33 +102,16 @@ def memory(entries: Entries) -> str:
     return markdown(rows)
 
 
-TABLES = {
-    "compress_with_teacher": with_teacher,
-    "sparse_encoding": sparse_encoding,
-    "compress_memory": memory,
+TABLES: dict[str, Callable[[], str]] = {
+    "compress_with_teacher": lambda: with_teacher(read("compress_with_teacher")["entries"]),
+    "sparse_encoding": lambda: sparse_encoding(read("sparse_encoding")["entries"]),
+    "compress_memory": lambda: memory(read("compress_memory")["entries"]),
 }
 
 
-def filled(page: str) -> str:
-    """The page with every table made anew."""
-
-    def table(match: re.Match[str]) -> str:
-        name = match.group(1)
-        return f"<!-- table: {name} -->\n\n{TABLES[name](read(name, RESULTS)['entries'])}\n\n<!-- end -->"
-
-    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
-
-
 def main(argv: list[str]) -> None:
-    """Writes or checks."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    old = PAGE.read_text()
-    new = filled(old)
-    if flags.FLAGS.check and new != old:
-        raise SystemExit(f"{PAGE} is out of date: run python benchmarks/compression_tables.py")
-    if not flags.FLAGS.check:
-        PAGE.write_text(new)
+    """Writes, checks or prints."""
+    run(argv, PAGE, TABLES)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """The tables of docs/selective.md, made out of what benchmarks/selective.py stored. No figure is typed."""
 
 import pathlib
-import re
 import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.common import markdown, percent, points
+from benchmarks.common import filled, markdown, percent, points
 
 #: Name in the results and of the teacher's file: name in the text.
 DATASETS = {"fashion": "Fashion-MNIST", "cifar10_jpeg": "CIFAR-10-JPEG"}
@@ -242,17 +241,12 @@ def rendered(data: dict[str, Any], datasets: Iterable[str], parts: Iterable[str]
     )
 
 
-def filled(page: str, data: dict[str, Any]) -> str:
-    """The page with what stands between `<!-- table: PART -->` and `<!-- end -->` made anew."""
-
-    def tables(match: re.Match[str]) -> str:
-        part = match.group(1)
-        texts = [f"**{text}**\n\n{TABLES[part](Stored(data, dataset))}" for dataset, text in DATASETS.items()]
-        return f"<!-- table: {part} -->\n\n" + "\n\n".join(texts) + "\n\n<!-- end -->"
-
-    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", tables, page, flags=re.DOTALL)
-
-
 def write(data: dict[str, Any]) -> None:
     """Put the tables into the guide."""
-    PAGE.write_text(filled(PAGE.read_text(), data))
+
+    def part(name: str) -> str:
+        return "\n\n".join(
+            f"**{text}**\n\n{TABLES[name](Stored(data, dataset))}" for dataset, text in DATASETS.items()
+        )
+
+    PAGE.write_text(filled(PAGE.read_text(), part))

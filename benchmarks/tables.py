@@ -13,7 +13,7 @@ import pathlib
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # Not this folder, whose tflite_tools.py would hide the package.
@@ -21,7 +21,7 @@ sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from absl import app, flags
 
-from benchmarks.common import markdown, percent, points
+from benchmarks.common import filled, markdown, percent, points
 from benchmarks.stored import RESULTS
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
@@ -328,32 +328,37 @@ TABLES: dict[str, Callable[[Stored], str]] = {
 }
 
 
-def filled(page: str, folder: str | pathlib.Path = RESULTS) -> str:
-    """The page with every table made anew."""
+def run(argv: list[str], page: pathlib.Path, makers: Mapping[str, Callable[[], str]]) -> None:
+    """What a script of tables does by the flags above: writes its page, checks it, or prints.
 
-    def table(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in TABLES:
-            raise ValueError(f"There is no table {name!r}; there are {', '.join(TABLES)}.")
-        return f"<!-- table: {name} -->\n\n{TABLES[name](read(name, folder))}\n\n<!-- end -->"
+    Args:
+      argv: of `main`.
+      page: whose tables they are.
+      makers: name of a table -> how it is made.
+    """
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    if _PRINT.value:
+        for name, make in makers.items():
+            print(f"## {name}\n\n{make()}\n")
+        return
 
-    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
+    def made(name: str) -> str:
+        if name not in makers:
+            raise ValueError(f"There is no table {name!r}; there are {', '.join(makers)}.")
+        return makers[name]()
+
+    old = page.read_text()
+    new = filled(old, made)
+    if _CHECK.value and new != old:
+        raise SystemExit(f"{page} is out of date: run python benchmarks/{pathlib.Path(argv[0]).name}")
+    if not _CHECK.value:
+        page.write_text(new)
 
 
 def main(argv: list[str]) -> None:
     """Writes, checks or prints."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    if _PRINT.value:
-        for name, make in TABLES.items():
-            print(f"## {name}\n\n{make(read(name, _FOLDER.value))}\n")
-        return
-    old = PAGE.read_text()
-    new = filled(old, _FOLDER.value)
-    if _CHECK.value and new != old:
-        raise SystemExit(f"{PAGE} is out of date: run python benchmarks/tables.py")
-    if not _CHECK.value:
-        PAGE.write_text(new)
+    run(argv, PAGE, {name: lambda n=name: TABLES[n](read(n, _FOLDER.value)) for name in TABLES})  # type: ignore[misc]
 
 
 if __name__ == "__main__":

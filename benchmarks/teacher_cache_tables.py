@@ -9,7 +9,6 @@ for ImageNet are worked out from the measured rates and the assumptions at the t
 """
 
 import pathlib
-import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +16,10 @@ from typing import Any
 # Not this folder, whose tflite_tools.py would hide the package.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from absl import app, flags
+from absl import app
 
 from benchmarks.common import markdown, percent
-from benchmarks.tables import by_seed, column, read
+from benchmarks.tables import by_seed, column, read, run
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "teacher_cache.md"
 
@@ -188,30 +187,9 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def filled(page: str) -> str:
-    """The page with every table made anew."""
-
-    def table(match: re.Match[str]) -> str:
-        name = match.group(1)
-        return f"<!-- table: {name} -->\n\n{TABLES[name]()}\n\n<!-- end -->"
-
-    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
-
-
 def main(argv: list[str]) -> None:
     """Writes, checks or prints."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    if flags.FLAGS.print:
-        for name, make in TABLES.items():
-            print(f"## {name}\n\n{make()}\n")
-        return
-    old = PAGE.read_text()
-    new = filled(old)
-    if flags.FLAGS.check and new != old:
-        raise SystemExit(f"{PAGE} is out of date: run python benchmarks/teacher_cache_tables.py")
-    if not flags.FLAGS.check:
-        PAGE.write_text(new)
+    run(argv, PAGE, TABLES)
 
 
 if __name__ == "__main__":
