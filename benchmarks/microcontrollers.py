@@ -1,7 +1,7 @@
 """Small students for small devices: ResNet8, an accelerometer, vowels as time series, and few labels.
 
     KERAS_KD_SHARED_DATA=... python benchmarks/microcontrollers.py                       # all parts, resumable
-    KERAS_KD_SHARED_DATA=... python benchmarks/microcontrollers.py --parts=har,vowels    # under a minute each
+    KERAS_KD_SHARED_DATA=... python benchmarks/microcontrollers.py --parts=har,vowels    # a minute a seed
 
 resnet8     MLPerf Tiny's ResNet8 on CIFAR-10-JPEG (the CIFAR-10 images as JPEGs): alone, distilled, int8
 har         st_har, walking/standing/running from 26 samples of an accelerometer, split by file, never by window
