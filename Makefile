@@ -71,7 +71,7 @@ benchmarks: $(STAMP)
 	$(PY) benchmarks/compress_memory.py
 	$(PY) benchmarks/sparse_encoding.py
 	$(PY) benchmarks/quality_fashion.py --form=quick --sizes=12k --seeds=1 --cache_dir=$(QUICK)/cache
-	$(PY) benchmarks/losses.py --seeds=1 --examples=2000 --epochs=3 --cache_dir=$(QUICK)/cache
+	$(PY) benchmarks/losses.py --seeds=1 --examples=4000 --epochs=6 --cache_dir=$(QUICK)/cache
 	$(PY) benchmarks/peer_values.py
 	$(PY) benchmarks/microcontrollers.py --seeds=1 --parts=har,vowels --cache_dir=$(QUICK)/cache
 	$(PY) benchmarks/compress_with_teacher.py --seeds=1 --examples=5000 --views=2 --student_epochs=4 --epochs=2 --cache_dir=$(QUICK)/cache

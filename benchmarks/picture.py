@@ -1,7 +1,7 @@
 """Draws docs/images/accuracy_vs_bytes.svg from the results of quality_fashion.py: teacher to `.tflite`.
 
     python benchmarks/picture.py
-    python benchmarks/picture.py --check    # fail if the picture differs from the results
+    python benchmarks/picture.py --check_picture    # fail if the picture differs from the results
 
 Plain SVG with its own colors for light and dark pages; every mark is a mean over seeds of an accuracy in the JSON file,
 the bar through it one standard deviation to either side.

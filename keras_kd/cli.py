@@ -43,8 +43,20 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("batch_size", 32, "Examples per step.", lower_bound=1, **kept)
     flags.DEFINE_float("learning_rate", 1e-3, "Where Adam's cosine decay starts while distilling.", **kept)
-    flags.DEFINE_float("temperature", 3.0, "Of the soft targets.", **kept)
-    flags.DEFINE_float("student_loss_weight", 0.1, "Weight of the labels' loss.", 0.0, 1.0, **kept)
+    flags.DEFINE_float(
+        "temperature",
+        None,
+        "Of the soft targets; 3 while distilling and 1 while compressing if not given.",
+        **kept,
+    )
+    flags.DEFINE_float(
+        "student_loss_weight",
+        None,
+        "Weight of the labels' loss; 0.1 while distilling and 0.5 while compressing if not given.",
+        0.0,
+        1.0,
+        **kept,
+    )
     flags.DEFINE_bool("student_alone", False, "Also train the student without its teacher.", **kept)
     flags.DEFINE_bool("latency", True, "Measure latency on this host.", **kept)
     flags.DEFINE_string("output_dir", None, "Where the files go.", **kept)
@@ -94,7 +106,7 @@ def _check(values: Any, rest: Sequence[str]) -> None:
         path = values[name].value
         if path and not pathlib.Path(path).is_file():
             problems.append(f"--{name}={path}: there is no such file")
-    if values.temperature <= 0:
+    if values.temperature is not None and values.temperature <= 0:
         problems.append(f"--temperature must be above 0, got {values.temperature}")
     if problems:
         raise ValueError("; ".join(problems) + f". See {_PROGRAM} --help.")
@@ -107,6 +119,8 @@ def _run(values: Any) -> str:
     import keras_kd
 
     recipe = keras_kd.CompressionRecipe.from_name(values.recipe)
+    given = values.temperature is not None
+    soft_targets = keras_kd.losses.LogitsDistillation(temperature=values.temperature) if given else None
     teacher, student = _model("teacher", values.teacher), _model("student", values.student)
     steps = -(-len(data["train"][1]) // values.batch_size) * values.epochs
     result = keras_kd.distill_to_tflite(
@@ -119,7 +133,7 @@ def _run(values: Any) -> str:
         epochs=values.epochs,
         compress_epochs=values.compress_epochs,
         batch_size=values.batch_size,
-        distillation_losses=keras_kd.losses.LogitsDistillation(temperature=values.temperature),
+        distillation_losses=soft_targets,
         student_loss_weight=values.student_loss_weight,
         optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(values.learning_rate, steps)),
         student_alone=values.student_alone,

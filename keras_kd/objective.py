@@ -24,6 +24,7 @@ from keras_kd.loss_lists import distinct_names, listed_losses, listed_weights
 from keras_kd.losses.base import flatten_nested, loss_name, tap_names
 from keras_kd.losses.tensors import check_same_shape
 from keras_kd.schedules import Schedule, value_at
+from keras_kd.shape_checks import shape_problem
 from keras_kd.taps import TappedModel, has_graph
 from keras_kd.teachers.ensemble import MemberOutputs, mean_of_members
 
@@ -150,7 +151,10 @@ class DistillationObjective:
                 check_same_shape(_Shaped(found["teacher"]), _Shaped(found["student"]), "outputs")
         except ValueError as error:
             return [f"{name}: {error}"]
-        return []
+        if on_outputs:
+            return []
+        problem = shape_problem(loss, found["teacher"], found["student"], self.adapters.get(name))
+        return [] if problem is None else [f"{name}: {problem}"]
 
     def _make_adapter(self, name: str, teacher_shape: Any, student_shape: Any) -> None:
         create = getattr(self.losses[self.names.index(name)], "create_adapter", None)

@@ -15,13 +15,9 @@ from keras_kd.balancing import BALANCED_REFUSAL, holds_balanced
 from keras_kd.compression.recipe import CompressionRecipe
 from keras_kd.defaults import compiled_setting, default_loss
 from keras_kd.errors import raise_all
-from keras_kd.losses import LogitsDistillation
 from keras_kd.progress import StageClock
 from keras_kd.stages import Stages
 from tflite_tools.report import Report, Stage
-
-# Soft targets carry nearly all of the loss; the labels keep a small say, which corrects the teacher.
-DEFAULT_STUDENT_LOSS_WEIGHT = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +67,7 @@ def distill_to_tflite(
     batch_size: int = 32,
     distillation_losses: Any = None,
     distillation_loss_weights: Any = None,
-    student_loss_weight: float = DEFAULT_STUDENT_LOSS_WEIGHT,
+    student_loss_weight: float | None = None,
     loss: Any = None,
     optimizer: Any = None,
     compress_optimizer: Any = None,
@@ -100,9 +96,11 @@ def distill_to_tflite(
       epochs: passes over the data in which the student is distilled (and trained alone, if asked).
       compress_epochs: passes over the data in each phase of compression; a third of `epochs` if None.
       batch_size: for arrays.
-      distillation_losses: as in `Distiller`; `LogitsDistillation()` if None.
+      distillation_losses: as in `Distiller`, for every phase. If None, `LogitsDistillation()` (T = 3) while distilling
+        and the default of `compress`, T = 1, while compressing.
       distillation_loss_weights: as in `compress`.
-      student_loss_weight: weight of the labels' loss, in [0, 1].
+      student_loss_weight: weight of the labels' loss, in [0, 1], for every phase. If None, 0.1 while distilling and the
+        default of `compress`, 0.5, while compressing.
       loss: loss on the labels; the student's compiled one, or crossentropy that fits the labels, if None.
       optimizer: optimizer of the distillation; the student's compiled one, or Adam at 1e-3, if None.
       compress_optimizer: optimizer of each phase of the compression; Adam with a cosine decay from 1e-3 if None.
@@ -142,6 +140,11 @@ def distill_to_tflite(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is known before the work
     x_test, y_test = (np.asarray(part) for part in test_data or validation_data or ())
+    teaching: dict[str, Any] = {"distillation_loss_weights": distillation_loss_weights}
+    if distillation_losses is not None:
+        teaching["distillation_losses"] = distillation_losses
+    if student_loss_weight is not None:
+        teaching["student_loss_weight"] = student_loss_weight
     run = Stages(
         teacher=teacher,
         student=student,
@@ -152,11 +155,7 @@ def distill_to_tflite(
         epochs=epochs,
         compress_epochs=compress_epochs or max(1, -(-epochs // 3)),
         batch_size=batch_size,
-        teaching={
-            "distillation_losses": distillation_losses or LogitsDistillation(),
-            "distillation_loss_weights": distillation_loss_weights,
-            "student_loss_weight": student_loss_weight,
-        },
+        teaching=teaching,
         loss=loss or compiled_setting(student, "loss") or default_loss(student, y_test),
         optimizer=optimizer or compiled_setting(student, "optimizer") or "adam",
         compress_optimizer=compress_optimizer,

@@ -16,8 +16,13 @@ from keras_kd import measure
 from keras_kd.compression.recipe import CompressionRecipe
 from keras_kd.defaults import fresh_metrics, fresh_optimizer
 from keras_kd.distiller import Distiller
+from keras_kd.losses import LogitsDistillation
 from keras_kd.progress import ProgressLines, StageClock
 from tflite_tools.report import Report, Stage
+
+# While distilling, soft targets carry nearly all of the loss; the labels keep a small say, which corrects the teacher.
+# The few epochs of a compression want more of the labels and targets that are not softened: `compress` has its own.
+STUDENT_LOSS_WEIGHT = 0.1
 
 
 @dataclasses.dataclass
@@ -72,7 +77,12 @@ class Stages:
     def distill(self) -> None:
         """Train the student with its teacher; it stays an ordinary Keras model."""
         self.clock.start(f"distilling the student, {self.epochs} epochs")
-        distiller = Distiller(self.teacher, self.student, save_teacher="none", **self.teaching)
+        teaching = {
+            "distillation_losses": LogitsDistillation(),
+            "student_loss_weight": STUDENT_LOSS_WEIGHT,
+            **self.teaching,
+        }
+        distiller = Distiller(self.teacher, self.student, save_teacher="none", **teaching)
         self._fit("distilled", distiller)
         self._measure("distilled", self.student)
         if self.folder is not None:

@@ -206,3 +206,44 @@ def test_newcomers_mistakes_are_one_clear_error(digits, change: dict, words: str
     arguments = {"y": y, "validation_data": test, **change}
     with pytest.raises(ValueError, match=words):
         keras_kd.distill_to_tflite(network(4, name="t"), network(4, name="s"), x, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (3.0, 0.1, None, None)),  # None: `compress` has defaults of its own, T = 1 and 0.5
+        (
+            {"distillation_losses": keras_kd.losses.LogitsDistillation(2.0), "student_loss_weight": 0.3},
+            (2.0, 0.3, 2.0, 0.3),
+        ),
+    ],
+)
+def test_what_is_given_holds_for_all_phases(digits, monkeypatch: pytest.MonkeyPatch, given, expected):
+    """What each phase is called with; the calls themselves go through."""
+    from keras_kd import stages
+    from keras_kd.compression import finetune
+
+    seen = []
+    for module, name in ((stages, "Distiller"), (finetune, "compress")):
+        real = getattr(module, name)
+
+        def spy(*args, real=real, **kwargs):
+            loss = kwargs.get("distillation_losses")
+            seen.extend((getattr(loss, "temperature", None), kwargs.get("student_loss_weight")))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, spy)
+    train, test = digits
+    keras_kd.distill_to_tflite(
+        network(4, name="teacher"),
+        network(4, 4, name="student"),
+        train[0][:64],
+        train[1][:64],
+        recipe="float16",
+        validation_data=test,
+        epochs=1,
+        latency=False,
+        verbose=0,
+        **given,
+    )
+    assert tuple(seen) == expected
