@@ -88,6 +88,7 @@ benchmarks-full: $(STAMP)
 	$(PY) benchmarks/compress_memory.py
 	$(PY) benchmarks/sparse_encoding.py
 	$(PY) benchmarks/quality_fashion.py
+	$(PY) benchmarks/quality_fashion.py --form=patient --sizes=12k --methods=alone,correlation
 	$(PY) benchmarks/losses.py
 	$(PY) benchmarks/peer_values.py $(PEER_FLAGS)
 	$(PY) benchmarks/microcontrollers.py

@@ -16,6 +16,8 @@ from keras_kd.teachers.targets import pack, unpack
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 AUGMENT = Sequence((RandomFlip(), RandomShift(2)))
+# Two views hold all of it. Shifts cost a student of a few thousand parameters points, whoever teaches it.
+FLIPS = RandomFlip()
 HELD_OUT = 5000
 TEACHER_FILE = "teachers/fashion_teacher.keras"
 
@@ -99,6 +101,7 @@ class Views:
       y: labels.
       count: views of each example.
       folder: where the cache and the pixels are kept.
+      augment: what makes a view of an image.
       layers_: names of layers of the teacher whose features to keep too.
       dtype: in which the answers are stored.
       verbose: print the progress of the teacher.
@@ -111,13 +114,14 @@ class Views:
         y: np.ndarray,
         count: int,
         folder: pathlib.Path,
+        augment: Any = AUGMENT,
         layers_: tuple[str, ...] = (),
         dtype: str = "float32",
         verbose: bool = False,
     ):
         self.x, self.y, self.count = x, y, count
         self.cache = keras_kd.TeacherCache.build(
-            network, x, folder, views=count, augment=AUGMENT, dtype=dtype, layers=layers_, verbose=verbose
+            network, x, folder, views=count, augment=augment, dtype=dtype, layers=layers_, verbose=verbose
         )
         pixels, answers = folder / "pixels.npy", folder / "answers.npz"
         if not (pixels.is_file() and answers.is_file()):

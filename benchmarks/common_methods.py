@@ -68,7 +68,11 @@ def _our_loss(kind: str, temperature: float) -> tuple[Any, float]:
         "soft_T1_half": (losses.LogitsDistillation(1.0), 0.5),
         "soft_T2_no_labels": (losses.LogitsDistillation(2.0), 0.0),
         "standardized": (losses.LogitsDistillation(2.0, standardize=True), 0.1),
-        "correlation": (losses.CorrelationDistillation(2.0, 2.0), 0.5),
+        "correlation": (losses.CorrelationDistillation(2.0, 2.0, temperature=4.0), 0.5),
+        "correlation_soft": (
+            [losses.CorrelationDistillation(2.0, 2.0, temperature=4.0), losses.LogitsDistillation(2.0)],
+            1 / 3,
+        ),
     }
     return choices[kind]
 
@@ -89,7 +93,7 @@ def train(
 
     Args:
       method: "alone", "keras" (keras.distillation as it comes), "keras_kld" (with its `KLDivergence()`), or one of
-        keras_kd: "soft", "soft_T1_half", "soft_T2_no_labels", "standardized", "correlation"
+        keras_kd: "soft", "soft_T1_half", "soft_T2_no_labels", "standardized", "correlation", "correlation_soft" (both).
       student: pixels to logits.
       views: pixels and the teacher's answers.
       epochs: passes over the training images.
@@ -119,7 +123,7 @@ def train(
 
 def compression_loss() -> tuple[Any, float]:
     """(the loss of the teacher in a compression, the share of the labels beside it)."""
-    return losses.LogitsDistillation(1.0), 0.5
+    return losses.CorrelationDistillation(2.0, 2.0), 0.5
 
 
 def replay_difference(

@@ -3,7 +3,7 @@
     KERAS_HOME=... python benchmarks/losses.py              # 3 seeds, resumable
     KERAS_HOME=... python benchmarks/losses.py --seeds=1    # quick
 
-Fashion-MNIST, a subset of the training images in cached augmented views, a short training that is the same for all.
+Fashion-MNIST, a subset of the training images, flipped or not, a short training that is the same for all.
 The objective is labels + weight * loss; the weights are those that MDistiller's CIFAR-100 experiments use, where it has
 the method, and were not tuned here. A loss of outputs sees the logits, a loss of features the last 7x7 map of both
 networks, and a loss of relations between examples what the last pooling puts out. The ranking is that of this pair and
@@ -119,6 +119,7 @@ def main(argv: list[str]) -> None:
         "examples": _EXAMPLES.value,
         "epochs": _EPOCHS.value,
         "views": _VIEWS.value,
+        "augmentation": "flips",
         "batch_size": BATCH_SIZE,
         "learning_rate": LEARNING_RATE,
         "student_parameters": student().count_params(),
@@ -134,7 +135,8 @@ def main(argv: list[str]) -> None:
         x[chosen],
         y[chosen],
         _VIEWS.value,
-        work / f"losses_{len(chosen)}x{_VIEWS.value}",
+        work / f"losses_{len(chosen)}x{_VIEWS.value}_flips",
+        augment=common_fashion.FLIPS,
         layers_=(last_map(network), pooled(network)),
         dtype="float16",
         verbose=True,

@@ -50,6 +50,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for the JSON file; by defa
 SHARED = pathlib.Path(os.environ.get("KERAS_KD_SHARED_DATA", "/nonexistent"))
 SERIES_EPOCHS, SERIES_BATCH = 60, 32
 FEW_LABELS, FEW_EXAMPLES, FEW_VIEWS, FEW_STEPS = 1000, 55_000, 8, 1716
+RESNET8_METHOD = "correlation"
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -253,10 +254,12 @@ def resnet8_part(results: stored.Results, clock: common.Clock) -> None:
         lambda: {"accuracy": accuracy(network, x_test, y_test), "parameters": network.count_params()},
     )
     chosen = np.sort(np.random.default_rng(0).permutation(len(x))[: _RESNET8_EXAMPLES.value])
-    folder = work / f"cifar_{len(chosen)}x4"
-    views = common_fashion.Views(network, x[chosen], y[chosen], 4, folder, verbose=True)
+    folder = work / f"cifar_{len(chosen)}x2_flips"
+    views = common_fashion.Views(
+        network, x[chosen], y[chosen], 2, folder, augment=common_fashion.FLIPS, verbose=True
+    )
     for seed in range(_RESNET8_SEEDS.value):
-        for name, method in (("alone", "alone"), ("distilled", "soft")):
+        for name, method in (("alone", "alone"), ("distilled", RESNET8_METHOD)):
             key = f"resnet8/{name}/{seed}"
             kept = work / f"resnet8_{name}_{seed}_{_RESNET8_EPOCHS.value}x{len(chosen)}.keras"
             if key not in results.entries and not clock.is_over():
@@ -317,7 +320,12 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else stored.RESULTS
     clock = common.Clock(_MINUTES.value)
     settings = {
-        "resnet8": {"examples": _RESNET8_EXAMPLES.value, "epochs": _RESNET8_EPOCHS.value, "views": 4},
+        "resnet8": {
+            "examples": _RESNET8_EXAMPLES.value,
+            "epochs": _RESNET8_EPOCHS.value,
+            "augmentation": "flips",
+            "method": RESNET8_METHOD,
+        },
         "series_epochs": SERIES_EPOCHS,
         "few_labels": {
             "labels": FEW_LABELS,

@@ -37,9 +37,10 @@ METHODS = {
     "soft_T1_half": "keras_kd, soft targets, T = 1, half labels",
     "soft_T2_no_labels": "keras_kd, soft targets, T = 2, no labels",
     "correlation": "keras_kd, correlation, half labels",
+    "correlation_soft": "keras_kd, correlation and soft targets, a third labels",
     "standardized": "keras_kd, standardized logits",
 }
-OURS = ("soft", "soft_T1_half", "soft_T2_no_labels", "correlation", "standardized")
+OURS = ("soft", "soft_T1_half", "soft_T2_no_labels", "correlation", "correlation_soft", "standardized")
 Stored = dict[str, Any]
 
 
@@ -82,8 +83,8 @@ def quality(data: Stored) -> str:
         return markdown([])
     teacher = entries.get("teacher", {})
     parts = [
-        f"{setting['examples']:,} training images in {setting['views']} views each, {setting['epochs']} epochs of "
-        f"batches of {setting['batch_size']}, Adam from {setting['learning_rate']:g}; "
+        f"{setting['examples']:,} training images in {setting['views']} views each ({setting['augmentation']}), "
+        f"{setting['epochs']} epochs of batches of {setting['batch_size']}, Adam from {setting['learning_rate']:g}; "
         f"teacher of {teacher.get('parameters', 0):,} parameters, "
         f"{100 * teacher.get('accuracy', 0):.2f} %. Compression: {setting['compress_examples']:,} of these images, "
         f"{setting['compress_epochs']} epochs for pruning and as many for quantization."
@@ -163,8 +164,8 @@ def every_loss(data: Stored) -> str:
     if not names:
         return markdown([])
     protocol = (
-        f"{setting['examples']:,} training images in {setting['views']} views each, {setting['epochs']} epochs; "
-        f"student of {setting['student_parameters']:,} parameters.\n\n"
+        f"{setting['examples']:,} training images in {setting['views']} views each ({setting['augmentation']}), "
+        f"{setting['epochs']} epochs; student of {setting['student_parameters']:,} parameters.\n\n"
     )
     return protocol + markdown(
         [
@@ -319,6 +320,7 @@ def _duration(seconds: float) -> str:
 
 TABLES: dict[str, Callable[[Stored], str]] = {
     "quality_fashion": quality,
+    "quality_patient": quality,
     "losses": every_loss,
     "microcontrollers": microcontrollers,
     "step_time": step_time,

@@ -29,6 +29,7 @@ def test_a_changed_result_changes_the_page(tmp_path):
     settings = {
         "examples": 9,
         "views": 1,
+        "augmentation": "none",
         "epochs": 1,
         "student_parameters": 7,
         "weights": {"LogitsDistillation": 9.0},

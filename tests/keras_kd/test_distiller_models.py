@@ -314,8 +314,7 @@ def test_a_tap_into_a_subclassed_model_says_why_it_cannot_be():
 
 def test_widths_that_differ_without_an_adapter_are_refused_before_training():
     teacher, student = dense(6, 1), dense(4, 2)
-    distiller = Distiller(teacher, student, FeatureDistillation("mse", "hidden", "hidden", adapter=None))
-    with pytest.raises(ValueError, match=r"\(24, 6\).*\(24, 4\)"):
-        train(distiller)
+    with pytest.raises(ValueError, match=r"\(None, 6\).*\(None, 4\)"):
+        Distiller(teacher, student, FeatureDistillation("mse", "hidden", "hidden", adapter=None))
     with pytest.raises(ValueError, match=r"\(None, 3\).*\(None, 4\)"):
         Distiller(dense(6, 1), keras.Sequential([keras.Input((5,)), layers.Dense(4)]), LogitsDistillation())
