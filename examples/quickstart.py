@@ -142,6 +142,9 @@ def main(_: Sequence[str]) -> None:
         test_data=test,
         epochs=epochs,
         compress_epochs=compress_epochs,
+        # For all phases. The defaults of a compression are for a few epochs; these are many.
+        distillation_losses=keras_kd.losses.LogitsDistillation(temperature=3.0),
+        student_loss_weight=0.1,
         optimizer=optimizer(epochs, steps, 1.6e-2),
         compress_optimizer=optimizer(compress_epochs, steps, 1e-2),
         student_alone=True,
