@@ -31,7 +31,7 @@ def images() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def training_images(count: int) -> tuple[np.ndarray, np.ndarray]:
     """(indices of the first `count` training images in a fixed shuffled order, of the 5,000 that none of them is).
 
-    Benchmarks that share a folder for the teacher's answers share the answers too: they take the same images.
+    Benchmarks that ask for as many take the same images, and none trains on those held out.
     """
     order = np.random.default_rng(0).permutation(60_000)
     return np.sort(order[HELD_OUT:][:count]), order[:HELD_OUT]

@@ -49,33 +49,22 @@ METHODS = (
     "correlation_soft",
     "standardized",
 )
+_STANDARD = {
+    "examples": 20_000,
+    "epochs": 24,
+    "views": 2,  # as it is, and flipped
+    "compress_examples": 20_000,
+    "compress_epochs": 3,
+}
 FORMS: dict[str, dict[str, int]] = {
-    "standard": {
-        "examples": 20_000,
-        "epochs": 24,
-        "views": 2,
-        "compress_examples": 20_000,
-        "compress_epochs": 3,
-    },
-    "long": {
-        "examples": 55_000,
-        "epochs": 24,
-        "views": 2,
-        "compress_examples": 20_000,
-        "compress_epochs": 3,
-    },
+    "standard": _STANDARD,
+    "long": {**_STANDARD, "examples": 55_000},
     # Four times the passes over the same images: labels are learned by heart, the teacher's answers are not.
-    "patient": {
-        "examples": 20_000,
-        "epochs": 96,
-        "views": 2,
-        "compress_examples": 20_000,
-        "compress_epochs": 3,
-    },
+    "patient": {**_STANDARD, "epochs": 96},
     "quick": {
+        **_STANDARD,
         "examples": 10_000,
         "epochs": 16,
-        "views": 2,
         "compress_examples": 10_000,
         "compress_epochs": 2,
     },

@@ -24,7 +24,7 @@ from keras_kd.loss_lists import distinct_names, listed_losses, listed_weights
 from keras_kd.losses.base import flatten_nested, loss_name, tap_names
 from keras_kd.losses.tensors import check_same_shape
 from keras_kd.schedules import Schedule, value_at
-from keras_kd.shape_checks import shape_problem
+from keras_kd.shape_checks import is_shape, shape_problem
 from keras_kd.taps import TappedModel, has_graph
 from keras_kd.teachers.ensemble import MemberOutputs, mean_of_members
 
@@ -142,7 +142,7 @@ class DistillationObjective:
                 found[side] = features[0] if len(features) == 1 else tuple(features)
             else:
                 found[side] = self._output_shape(loss, models[side], side)
-        known = _is_shape(found["teacher"], found["student"])
+        known = is_shape(found["teacher"]) and is_shape(found["student"])
         on_outputs = not taps["teacher"] and not taps["student"]
         try:
             if known:
@@ -374,13 +374,6 @@ def _accepted_keywords(function: Callable[..., Any]) -> set[str] | None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     return {parameter.name for parameter in parameters}
-
-
-def _is_shape(*shapes: Any) -> bool:
-    return all(
-        isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
-        for shape in shapes
-    )
 
 
 def _as_shape(sizes: Any) -> Any:

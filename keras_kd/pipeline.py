@@ -140,11 +140,11 @@ def distill_to_tflite(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is known before the work
     x_test, y_test = (np.asarray(part) for part in test_data or validation_data or ())
-    teaching: dict[str, Any] = {"distillation_loss_weights": distillation_loss_weights}
-    if distillation_losses is not None:
-        teaching["distillation_losses"] = distillation_losses
-    if student_loss_weight is not None:
-        teaching["student_loss_weight"] = student_loss_weight
+    teaching = {
+        "distillation_losses": distillation_losses,
+        "distillation_loss_weights": distillation_loss_weights,
+        "student_loss_weight": student_loss_weight,
+    }
     run = Stages(
         teacher=teacher,
         student=student,
@@ -155,7 +155,7 @@ def distill_to_tflite(
         epochs=epochs,
         compress_epochs=compress_epochs or max(1, -(-epochs // 3)),
         batch_size=batch_size,
-        teaching=teaching,
+        teaching={name: value for name, value in teaching.items() if value is not None},
         loss=loss or compiled_setting(student, "loss") or default_loss(student, y_test),
         optimizer=optimizer or compiled_setting(student, "optimizer") or "adam",
         compress_optimizer=compress_optimizer,

@@ -7,6 +7,11 @@ import tensorflow as tf
 from keras_kd.errors import ShapeMismatchError
 
 
+def is_shape(value: Any) -> bool:
+    """Whether it is the shape of one tensor: a tuple of sizes, None where one is not known."""
+    return isinstance(value, tuple) and all(size is None or isinstance(size, int) for size in value)
+
+
 def shape_problem(loss: Any, teacher_shapes: Any, student_shapes: Any, adapter: Any = None) -> str | None:
     """What a loss of this package says of features of these shapes, from a trace that computes nothing.
 
@@ -44,9 +49,9 @@ def shape_problem(loss: Any, teacher_shapes: Any, student_shapes: Any, adapter: 
 
 def _specs(shapes: Any) -> Any:
     """A `tf.TensorSpec` for a shape, a tuple of them for several; None where something is not known."""
+    if is_shape(shapes):
+        return tf.TensorSpec(shapes, tf.float32) if any(shapes) else None
     if not isinstance(shapes, tuple):
         return None
-    if all(size is None or isinstance(size, int) for size in shapes):
-        return tf.TensorSpec(shapes, tf.float32) if shapes and shapes != (None,) * len(shapes) else None
     found = tuple(_specs(shape) for shape in shapes)
     return None if None in found else found

@@ -68,9 +68,8 @@ def test_sizes_that_are_not_known_are_not_judged():
     flow = losses.FlowDistillation(("a", "b"), ("a", "b"))
     known, open_sizes = ((None, 4, 4, 6),) * 2, ((None, None, None, 6),) * 2
     assert shape_problem(flow, open_sizes, open_sizes) is None
-    assert (
-        shape_problem(flow, known, open_sizes) is None
-    )  # each network's two maps are compared with each other
+    # Each network's two maps are compared with each other.
+    assert shape_problem(flow, known, open_sizes) is None
     assert shape_problem(flow, known, ((None, None, None, 6), (None, None, None, 7))) is not None
     assert shape_problem(flow, known, (None, (None, 4, 4, 7))) is None
 
